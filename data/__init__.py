@@ -1,0 +1,1 @@
+"""What a preference is: records, file formats, comparisons. Needs neither torch, gradio nor a database."""

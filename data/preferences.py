@@ -1,0 +1,83 @@
+"""From rankings to comparisons; splits by prompt; the hash that says which data a run learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from data.records import Demonstration, Message, Prompt, Ranking
+
+Record = TypeVar("Record", Prompt, Ranking, Demonstration)
+
+
+class Comparison(NamedTuple):
+    """Completion `winner` was preferred to completion `loser` (indices into one ranking), or they tie."""
+
+    winner: int
+    loser: int
+    tie: bool
+    margin: float
+
+
+def comparisons(ranking: Ranking) -> list[Comparison]:
+    """All pairs of ranked completions. The margin of a pair is the ranking's margin times the ranks between them."""
+    pairs = []
+    for i, j in combinations(range(len(ranking.ranks)), 2):
+        first, second = ranking.ranks[i], ranking.ranks[j]
+        if first is None or second is None:
+            continue
+        winner, loser = (i, j) if first <= second else (j, i)
+        pairs.append(Comparison(winner, loser, first == second, ranking.margin * abs(first - second)))
+    return pairs
+
+
+def count_comparisons(rankings: Sequence[Ranking]) -> int:
+    """How many comparisons the rankings hold, ties included."""
+    return sum(len(comparisons(ranking)) for ranking in rankings)
+
+
+def prompt_messages(record: Prompt | Ranking | Demonstration) -> tuple[Message, ...]:
+    """The conversation a record is about: what must not be in training and validation at once."""
+    if isinstance(record, Prompt):
+        return record.messages
+    if isinstance(record, Ranking):
+        return record.prompt.messages
+    return record.messages[: record.first_target] or record.messages[:1]
+
+
+def split_by_prompt(
+    records: Sequence[Record], fraction: float, seed: int = 0, fold: int | None = None
+) -> tuple[list[Record], list[Record]]:
+    """Split into (train, held out) so that no prompt stands on both sides.
+
+    `fraction` of the distinct prompts (at least one, where there are two) is held out, chosen by a keyed hash of the
+    prompt's text: adding rows moves few prompts between the sides. With `fold`, the fold-th of round(1/fraction) folds.
+    """
+    if fraction <= 0:
+        return list(records), []
+    keys = [_prompt_key(record, seed) for record in records]
+    order = sorted(set(keys))
+    if len(order) < 2:
+        return list(records), []
+    size = min(max(1, round(len(order) * fraction)), len(order) - 1)
+    if fold is None:
+        held = set(order[:size])
+    else:
+        held = set(order[fold :: round(1 / fraction)])
+    train = [record for record, key in zip(records, keys, strict=True) if key not in held]
+    return train, [record for record, key in zip(records, keys, strict=True) if key in held]
+
+
+def _prompt_key(record: Prompt | Ranking | Demonstration, seed: int) -> bytes:
+    text = json.dumps([seed, [dict(m) for m in prompt_messages(record)]], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
