@@ -1,0 +1,335 @@
+"""One dataclass per method: the definition of every knob. Command line, form and docs are made from these."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from data.records import InputError
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+class Knob(NamedTuple):
+    """What the command line and the form need to know of one field of a config."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None
+    minimum: float | None
+    maximum: float | None
+    common: bool
+    section: str
+    optional: bool
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    section: str,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    common: bool = False,
+) -> Any:
+    """A dataclass field that carries its own documentation and range."""
+    meta = {
+        "help": help,
+        "section": section,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "common": common,
+    }
+    return field(default=default, metadata=meta)
+
+
+@dataclass
+class TrainingConfig:
+    """What every method has in common."""
+
+    base_model: str = knob(
+        DEFAULT_MODEL, "Model to start from: a hub name, a folder, or a .gguf file.", section="Files"
+    )
+    data: str = knob("", "Training data: .jsonl, .jsonl.gz, .parquet or .csv.", section="Files")
+    validation_data: str | None = knob(None, "Data held out; without it a share of the prompts is.", section="Files")
+    output: str = knob("", "The run folder that everything is written into.", section="Files")
+    from_checkpoint: str | None = knob(None, "Checkpoint whose adapter the training continues.", section="Files")
+
+    max_steps: int = knob(
+        0, "Optimiser steps; 0 means: as many as the epochs take.", section="Length", minimum=0, common=True
+    )
+    epochs: float = knob(1.0, "Passes over the training data.", section="Length", minimum=0.01, common=True)
+    batch_size: int = knob(8, "Rankings per optimiser step.", section="Length", minimum=1, common=True)
+    learning_rate: float = knob(
+        1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
+    )
+    max_length: int = knob(
+        1024,
+        "Longest prompt plus completion, in tokens. Longer prompts lose their oldest turns; what then still does not "
+        "fit is left out, and counted.",
+        section="Length",
+        minimum=16,
+    )
+    seed: int = knob(0, "Everything random follows from it.", section="Length", minimum=0, maximum=2**31 - 1)
+
+    schedule: str = knob(
+        "cosine",
+        "How the rate falls after the warm-up.",
+        section="Optimisation",
+        choices=("cosine", "linear", "constant"),
+    )
+    warmup_ratio: float = knob(
+        0.05, "Share of the steps in which the rate rises from 0.", section="Optimisation", minimum=0, maximum=1
+    )
+    weight_decay: float = knob(0.0, "Decoupled weight decay of AdamW.", section="Optimisation", minimum=0)
+    adam_beta1: float = knob(0.9, "Decay of Adam's mean.", section="Optimisation", minimum=0, maximum=0.9999)
+    adam_beta2: float = knob(0.999, "Decay of Adam's variance.", section="Optimisation", minimum=0, maximum=0.99999)
+    adam_epsilon: float = knob(1e-8, "Adam's epsilon.", section="Optimisation", minimum=0)
+    max_grad_norm: float = knob(
+        1.0, "Gradients are clipped to this norm; 0 means never.", section="Optimisation", minimum=0
+    )
+    tokens_per_forward: int = knob(
+        768, "Sequences are packed into forwards of at most this many tokens; less needs less memory.",
+        section="Machine", minimum=16,
+    )  # fmt: skip
+
+    lora_rank: int = knob(16, "Rank r of the adapter.", section="LoRA", minimum=1, maximum=1024)
+    lora_alpha: float = knob(32.0, "Scale: the update is alpha / r times BA.", section="LoRA", minimum=0)
+    lora_dropout: float = knob(0.0, "Dropout on the adapter's input.", section="LoRA", minimum=0, maximum=0.99)
+    lora_targets: str = knob(
+        "all-linear", "Layers that get an adapter: all-linear, or names with commas (q_proj,v_proj).", section="LoRA"
+    )
+
+    validation_fraction: float = knob(
+        0.1, "Share of the prompts held out where no validation data is given.", section="Evaluation",
+        minimum=0, maximum=0.9, common=True,
+    )  # fmt: skip
+    fold: int | None = knob(
+        None, "Hold out this fold of round(1 / validation fraction) folds instead of the first.", section="Evaluation",
+        minimum=0,
+    )  # fmt: skip
+    eval_every: int = knob(
+        0, "Steps between evaluations; 0 means: ten times in the run.", section="Evaluation", minimum=0
+    )
+    save_every: int = knob(0, "Steps between checkpoints; 0 means: at the end only.", section="Evaluation", minimum=0)
+    keep_checkpoints: int = knob(3, "How many of the newest checkpoints are kept.", section="Evaluation", minimum=1)
+
+    dtype: str = knob(
+        "auto", "Precision of the base; auto is bf16 where the processor is fast at it. Adapters are always fp32.",
+        section="Machine", choices=("auto", "fp32", "bf16"),
+    )  # fmt: skip
+    device: str = knob("auto", "Where to compute: auto, cpu, cuda, cuda:1, mps.", section="Machine")
+    num_threads: int = knob(0, "Processor threads; 0 means: as many as there are cores.", section="Machine", minimum=0)
+
+    def __post_init__(self) -> None:
+        for item in knobs(type(self)):
+            setattr(self, item.name, _checked(item, getattr(self, item.name)))
+
+
+@dataclass
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning: imitate demonstrations; the loss falls on the assistant's tokens only."""
+
+    batch_size: int = knob(8, "Demonstrations per optimiser step.", section="Length", minimum=1, common=True)
+    learning_rate: float = knob(
+        2e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
+    )
+
+
+@dataclass
+class RewardConfig(TrainingConfig):
+    """Reward model: one score at the last token, fitted to preferences by the Bradley-Terry loss."""
+
+    learning_rate: float = knob(
+        1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
+    )
+    ties: str = knob(
+        "rao-kupper",
+        "What a tie teaches: that neither wins by more than a set threshold (rao-kupper), or nothing (ignore).",
+        section="Reward model",
+        choices=("rao-kupper", "ignore"),
+        common=True,
+    )
+    tie_threshold: float = knob(
+        0.5, "Rao-Kupper's tau: score differences below it are mostly ties.", section="Reward model", minimum=1e-3
+    )
+    use_margin: bool = knob(
+        False, "Ask for a score difference of at least the stated strength of preference.", section="Reward model"
+    )
+    center_coefficient: float = knob(
+        0.0,
+        "Weight of the squared sum of a pair's scores, which keeps scores around 0.",
+        section="Reward model",
+        minimum=0,
+    )
+
+
+@dataclass
+class DPOConfig(TrainingConfig):
+    """Direct preference optimisation: learn from the preferences themselves, no reward model needed."""
+
+    learning_rate: float = knob(
+        5e-5, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
+    )
+    beta: float = knob(
+        0.1,
+        "Strength of the tie to the reference: higher stays closer to it.",
+        section="DPO",
+        minimum=1e-4,
+        common=True,
+    )
+    label_smoothing: float = knob(
+        0.0, "Assumed share of wrong labels (conservative DPO).", section="DPO", minimum=0, maximum=0.49
+    )
+    reference: str = knob(
+        "parent", "What the policy is tied to: the checkpoint it starts from, or the base.", section="DPO",
+        choices=("parent", "base"),
+    )  # fmt: skip
+
+
+@dataclass
+class PPOConfig(TrainingConfig):
+    """Proximal policy optimisation: sample, score, and raise the expected reward without straying from the reference."""
+
+    reward_model: str | None = knob(None, "Checkpoint of a reward model.", section="Files")
+    reward_function: str | None = knob(
+        None,
+        "Instead of a reward model: module:function(prompts, completions) that returns one number each.",
+        section="Files",
+    )
+    max_steps: int = knob(
+        0, "Updates (one rollout each); 0 means: as many as the epochs take.", section="Length", minimum=0, common=True
+    )
+    batch_size: int = knob(16, "Episodes per update.", section="Length", minimum=2, common=True)
+    learning_rate: float = knob(
+        1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
+    )
+    schedule: str = knob(
+        "linear",
+        "How the rate falls after the warm-up.",
+        section="Optimisation",
+        choices=("cosine", "linear", "constant"),
+    )
+    adam_epsilon: float = knob(1e-5, "Adam's epsilon.", section="Optimisation", minimum=0)
+    beta: float = knob(
+        0.05, "Price of each nat of KL from the reference, paid in reward.", section="KL", minimum=0, common=True
+    )
+    reference: str = knob(
+        "parent", "What the KL is measured to: the checkpoint the policy starts from, or the base.", section="KL",
+        choices=("parent", "base"),
+    )  # fmt: skip
+    samples_per_prompt: int = knob(1, "Episodes that share a prompt.", section="Rollout", minimum=1)
+    max_new_tokens: int = knob(64, "Longest sampled answer, in tokens.", section="Rollout", minimum=1, common=True)
+    temperature: float = knob(
+        1.0, "Sampling temperature; the same everywhere in PPO.", section="Rollout", minimum=0.01, maximum=5
+    )
+    missing_eos_penalty: float = knob(
+        0.0, "Taken off the reward of an answer that was cut at the longest length.", section="Rollout", minimum=0
+    )
+    ppo_epochs: int = knob(
+        2,
+        "How often each rollout is learned from before the old policy is renewed.",
+        section="PPO",
+        minimum=1,
+        common=True,
+    )
+    minibatches: int = knob(2, "Optimiser steps per epoch over a rollout.", section="PPO", minimum=1)
+    clip_range: float = knob(0.2, "The ratio is clipped to 1 ± this.", section="PPO", minimum=0.001)
+    value_coefficient: float = knob(0.1, "Weight of the value loss.", section="PPO", minimum=0)
+    value_clip_range: float = knob(
+        0.2, "A new value may differ from the old by this; 0 means: no clipping.", section="PPO", minimum=0
+    )
+    entropy_coefficient: float = knob(0.0, "Weight of the entropy bonus.", section="PPO", minimum=0)
+    gamma: float = knob(1.0, "Discount of later rewards.", section="Advantage", minimum=0, maximum=1)
+    lam: float = knob(
+        0.95, "λ of GAE: 1 is return minus baseline, 0 one-step.", section="Advantage", minimum=0, maximum=1
+    )
+    whiten_advantages: bool = knob(
+        True, "Scale the rollout's advantages to mean 0 and standard deviation 1.", section="Advantage"
+    )
+    value_learning_rate: float = knob(
+        1e-3, "Learning rate of the value head, which starts from zero.", section="Advantage", minimum=0, maximum=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward_model and self.reward_function:
+            raise InputError("give either reward_model or reward_function, not both")
+        if self.batch_size % self.samples_per_prompt:
+            raise InputError(
+                f"batch_size {self.batch_size} is not a multiple of samples_per_prompt {self.samples_per_prompt}"
+            )
+
+
+METHODS: dict[str, type[TrainingConfig]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
+}
+
+
+def knobs(config_class: type[TrainingConfig]) -> list[Knob]:
+    """Every field of a config class, in its order of definition."""
+    hints = typing.get_type_hints(config_class)
+    found = []
+    for item in dataclasses.fields(config_class):
+        hint = hints[item.name]
+        optional = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        kind = next(t for t in typing.get_args(hint) if t is not type(None)) if optional else hint
+        meta = item.metadata
+        found.append(
+            Knob(
+                item.name, kind, item.default, meta["help"], meta["choices"], meta["minimum"], meta["maximum"],
+                meta["common"], meta["section"], optional,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _checked(item: Knob, value: Any) -> Any:
+    """The value in the knob's type and range, or an InputError that names the knob."""
+    if value is None or (item.optional and value == ""):
+        if item.optional:
+            return None
+        raise InputError(f"{item.name} must be set")
+    if item.type is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{item.name} must be true or false, not {value!r}")
+        return value
+    if item.type is str:
+        if not isinstance(value, str):
+            raise InputError(f"{item.name} must be text, not {value!r}")
+        if item.choices and value not in item.choices:
+            raise InputError(f"{item.name} must be one of {', '.join(item.choices)}, not {value!r}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{item.name} must be a number, not {value!r}")
+    if item.type is int and value != int(value):
+        raise InputError(f"{item.name} must be a whole number, not {value!r}")
+    if item.minimum is not None and value < item.minimum:
+        raise InputError(f"{item.name} must be at least {item.minimum:g}, not {value:g}")
+    if item.maximum is not None and value > item.maximum:
+        raise InputError(f"{item.name} must be at most {item.maximum:g}, not {value:g}")
+    return item.type(value)
+
+
+def from_dict(config_class: type[TrainingConfig], values: dict[str, Any]) -> Any:
+    """A config from JSON keys; unknown keys are an InputError that names them."""
+    unknown = sorted(set(values) - {item.name for item in knobs(config_class)})
+    if unknown:
+        raise InputError(f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}")
+    return config_class(**values)
+
+
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """The config as JSON keys and values; `from_dict` reads it back to an equal config."""
+    return dataclasses.asdict(config)
