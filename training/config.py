@@ -197,7 +197,7 @@ class DPOConfig(TrainingConfig):
 
 @dataclass
 class PPOConfig(TrainingConfig):
-    """Proximal policy optimisation: sample, score, and raise the expected reward without straying from the reference."""
+    """Proximal policy optimisation: raise the expected reward of samples, staying near the reference."""
 
     reward_model: str | None = knob(None, "Checkpoint of a reward model.", section="Files")
     reward_function: str | None = knob(

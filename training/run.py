@@ -1,0 +1,307 @@
+"""The run folder: config.json, status.json, metrics.jsonl, log.txt, checkpoints/, state/. All a run leaves behind.
+
+Whoever watches a run (the labeler's worker, a person) only reads these files; SIGTERM asks it to save and stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.preferences import file_sha256
+from data.records import InputError
+from training.config import TrainingConfig, to_dict
+
+HEARTBEAT_SECONDS = 4.0
+
+
+class Diverged(InputError):
+    """The loss or a gradient is not finite."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that readers see the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_status(folder: Path | str) -> dict[str, Any] | None:
+    """The run's status.json, or None where there is none yet."""
+    try:
+        return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def read_metrics(folder: Path | str, after_line: int = 0) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl after the first `after_line`; a last line still being written is left for later."""
+    try:
+        text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in lines[after_line:]]
+
+
+def checkpoints(folder: Path | str) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted((Path(folder) / "checkpoints").glob("step-*/"), key=lambda path: path.name)
+
+
+def read_manifest(checkpoint: Path | str) -> dict[str, Any]:
+    """A checkpoint's manifest.json. Raises InputError where the folder is no checkpoint of ours."""
+    try:
+        return json.loads((Path(checkpoint) / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{checkpoint}: is no checkpoint (it holds no manifest.json)") from None
+
+
+class Run:
+    """One training run and its folder. Use as a context manager: leaving it writes the final status."""
+
+    def __init__(self, config: TrainingConfig, method: str, resume: bool = False) -> None:
+        if not config.output:
+            raise InputError("name the run folder with --output")
+        if not config.data:
+            raise InputError("name the training data with --data")
+        self.folder = Path(config.output)
+        self.config, self.method, self.resume = config, method, resume
+        if checkpoints(self.folder) and not resume:
+            raise InputError(f"{self.folder}: holds a run already; continue it with --resume or name another folder")
+        try:
+            for name in ("checkpoints", "state"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); name another --output") from None
+        for partial in (self.folder / "checkpoints").glob(".partial-*"):
+            shutil.rmtree(partial)
+        self.data_sha256 = file_sha256(config.data) if Path(config.data).is_file() else ""
+        self.step = 0
+        self.total_steps = 0
+        self.result: dict[str, Any] | None = None
+        self._message = "loading"
+        self._started = time.time()
+        self._first_step: tuple[float, int] | None = None
+        self._stop = threading.Event()
+        self._closed = threading.Event()
+        self._status_lock = threading.Lock()
+        self._log_file: TextIO | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        if not _same_file(sys.stderr, self.folder / "log.txt"):
+            self._log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
+        write_json(self.folder / "config.json", to_dict(self.config))
+        self._write_status("running")
+        threading.Thread(target=self._heartbeat, daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self._stop.set())
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self._closed.set()
+        if error is None:
+            self._write_status("stopped" if self.stopping else "finished")
+        else:
+            self._message = str(error) or type(error).__name__
+            self.print(f"error: {self._message}")
+            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+                self._write_status("failed")
+        if self._log_file:
+            self._log_file.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Somebody asked the run to save and stop before its end."""
+        return self._stop.is_set() and self.step < self.total_steps
+
+    def _heartbeat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                self._write_status("running")
+
+    def _write_status(self, state: str) -> None:
+        with self._status_lock:
+            if state == "running" and self._closed.is_set():
+                return
+            write_json(
+                self.folder / "status.json",
+                {
+                    "state": state,
+                    "method": self.method,
+                    "step": self.step,
+                    "total_steps": self.total_steps,
+                    "started_at": self._started,
+                    "updated_at": time.time(),
+                    "eta_seconds": self.eta_seconds,
+                    "pid": os.getpid(),
+                    "message": self._message,
+                    "result": self.result,
+                },
+            )
+
+    # -- what people see ------------------------------------------------------------------------------------------
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to the last step, from the speed since this process began to train."""
+        if self._first_step is None or self.step <= self._first_step[1]:
+            return None
+        seconds, steps = time.time() - self._first_step[0], self.step - self._first_step[1]
+        return round(seconds / steps * (self.total_steps - self.step), 1)
+
+    def print(self, text: str) -> None:
+        """A line for stderr and log.txt."""
+        line = f"{datetime.now().strftime('%H:%M:%S')} {text}"
+        print(line, file=sys.stderr, flush=True)
+        if self._log_file:
+            self._log_file.write(line + "\n")
+            self._log_file.flush()
+
+    def say(self, message: str) -> None:
+        """What the run is doing now, in the log and in the status."""
+        self._message = message
+        self.print(message)
+        self._write_status("running")
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Training starts after `step` steps that are already done; metrics beyond them are cut off."""
+        self.step, self.total_steps = step, total_steps
+        self._first_step = (time.time(), step)
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
+        with open(self.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.say(f"{'resuming after step ' + str(step) if step else 'training'}: {total_steps} steps")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl. Raises Diverged where the loss or the gradient is not finite."""
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise Diverged(
+                    f"{name} is {metrics[name]} at step {step}: the training diverged; lower the learning rate "
+                    f"(now {self.config.learning_rate:g}) and resume from the last checkpoint"
+                )
+        self.step = step
+        row = {"step": step, "time": round(time.time(), 2)} | {name: _rounded(v) for name, v in metrics.items()}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:6])
+        eta = f"  {_minutes(self.eta_seconds)} left" if self.eta_seconds else ""
+        self._message = f"step {step}/{self.total_steps}"
+        self.print(f"{self._message}  {shown}{eta}")
+        self._write_status("running")
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, step: int, write: Callable[[Path], None], state: Callable[[Path], None], manifest: dict[str, Any]
+    ) -> Path:
+        """Write checkpoints/step-N (through a temporary name) and state/step-N; prune what is too old.
+
+        The state is put in place first: a checkpoint that is there can always be resumed from.
+        """
+        name = f"step-{step:06d}"
+        final = self.folder / "checkpoints" / name
+        partial = self.folder / "checkpoints" / f".partial-{name}"
+        state_partial = self.folder / "state" / f".partial-{name}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            write(partial)
+            write_json(partial / "manifest.json", self._manifest(step) | manifest)
+            state(state_partial)
+            os.replace(state_partial, self.folder / "state" / name)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            state_partial.unlink(missing_ok=True)
+            raise InputError(
+                f"{final}: the checkpoint could not be written ({error.strerror or error}); earlier ones are whole. "
+                "Free some space and resume"
+            ) from None
+        for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
+            shutil.rmtree(old)
+            (self.folder / "state" / old.name).unlink(missing_ok=True)
+        self.print(f"saved {final}")
+        return final
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        import peft
+        import torch
+        import transformers
+
+        return {
+            "method": self.method,
+            "step": step,
+            "parent": self.config.from_checkpoint,
+            "config": to_dict(self.config),
+            "versions": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "peft": peft.__version__,
+            },
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def newest(self) -> tuple[Path, Path] | None:
+        """(checkpoint, state) to resume from, or None where there is nothing yet."""
+        for checkpoint in reversed(checkpoints(self.folder)):
+            state = self.folder / "state" / checkpoint.name
+            if state.exists():
+                return checkpoint, state
+        return None
+
+
+def every(step: int, interval: int) -> bool:
+    """Whether `step` is one of the interval's steps."""
+    return interval > 0 and step % interval == 0
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.8g}") if math.isfinite(value) else None
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _same_file(stream: TextIO, path: Path) -> bool:
+    """Whether `stream` already writes into `path` (the worker redirects it there)."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except (OSError, ValueError):
+        return False
+
+
+def progress(run: Run, items: list[Any], what: str, seconds: float = 5.0) -> Iterator[Any]:
+    """Iterate over `items`, saying how far it is and how long it will take, every few seconds."""
+    started = last = time.monotonic()
+    for number, item in enumerate(items):
+        now = time.monotonic()
+        if now - last > seconds:
+            left = (now - started) / number * (len(items) - number)
+            run.say(f"{what}: {number} of {len(items)}, {_minutes(left)} left")
+            last = now
+        yield item
