@@ -20,7 +20,9 @@ def apply(db: Database) -> None:
     registered = {step.name for step in steps._migrations}
     unknown = sorted(known - registered)
     if unknown:
-        raise InputError(f"the workspace was written by a newer version (it has {', '.join(unknown)}); update, then start")
+        raise InputError(
+            f"the workspace was written by a newer version (it has {', '.join(unknown)}); update, then start"
+        )
     steps.apply(db)
 
 

@@ -1,0 +1,307 @@
+"""What annotators said, as events that are never changed.
+
+A later event on the same assignment replaces what an earlier one said; the view `latest_rankings` holds what is in
+force. Each event carries a UUID made where the click happened, so a double click or a retry lands once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlite_utils import Database
+
+from data.records import InputError, Message
+from labeler import tasks
+from labeler.prompts import add_completion, add_prompt
+from labeler.store import Row, Store, one, rows
+from labeler.users import User
+
+Rank = int | None
+MAX_RANK = 9
+MAX_COMMENT = 10_000
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing an annotator did. `ranks` stand in the order in which the completions were shown.
+
+    kind: submit, skip, flag or retract. `seconds` is the time spent on the task; `client_time` the browser's clock in
+    unix seconds. `more` is kept in the payload as it is (weight, margin, a rewrite, a reason).
+    """
+
+    uuid: str
+    assignment_id: int
+    kind: str
+    ranks: Sequence[Rank] = ()
+    all_bad: bool = False
+    comment: str = ""
+    seconds: float | None = None
+    client_time: float | None = None
+    source: str = "task"
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def record_event(store: Store, user: User, event: Event) -> bool:
+    """Store the event and what follows from it for the task; False where its UUID was stored before.
+
+    Raises InputError where it says nothing, or the task is somebody else's or no longer open.
+    """
+    with store.write() as db:
+        return _record(db, user, event)
+
+
+def _record(db: Database, user: User, event: Event) -> bool:
+    if not 8 <= len(event.uuid) <= 100:
+        raise InputError("the event has no valid id; reload the page")
+    known = one(db, "SELECT assignment_id, user_id FROM events WHERE uuid = ?", [event.uuid])
+    if known is not None:
+        if (known["assignment_id"], known["user_id"]) != (event.assignment_id, user.id):
+            raise InputError("the event's id was used for something else; reload the page")
+        return False
+    assignment = one(
+        db,
+        "SELECT id, task_id, state, display_order FROM assignments WHERE id = ? AND user_id = ?",
+        [event.assignment_id, user.id],
+    )
+    if assignment is None:
+        raise InputError("this task is not yours; reload the page")
+    display_order: list[int] = json.loads(assignment["display_order"])
+    payload: dict[str, Any] = dict(event.more)
+    if event.kind == "submit":
+        ranks = check_ranks(event.ranks, len(display_order), event.all_bad)
+        shown_at = {completion: ranks[i] for i, completion in enumerate(display_order)}
+        completion_ids = tasks.completion_ids(db, assignment["task_id"])
+        payload |= {
+            "completion_ids": completion_ids,
+            "ranks": [shown_at[completion] for completion in completion_ids],
+            "all_bad": bool(event.all_bad),
+            "display_order": display_order,
+        }
+    comment = event.comment.strip()
+    if len(comment) > MAX_COMMENT:
+        raise InputError(f"the comment is too long; keep it under {MAX_COMMENT:,} characters")
+    payload |= {"comment": comment, "seconds": event.seconds}
+    _apply(db, assignment, event.kind)
+    db.execute(
+        "INSERT INTO events (uuid, assignment_id, user_id, kind, source, payload, client_time, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            event.uuid,
+            event.assignment_id,
+            user.id,
+            event.kind,
+            event.source,
+            json.dumps(payload, ensure_ascii=False),
+            event.client_time,
+            time.time(),
+        ],
+    )
+    return True
+
+
+def _apply(db: Database, assignment: Row, kind: str) -> None:
+    """Move the assignment to the state that the event leads to."""
+    state, now = assignment["state"], time.time()
+    if kind == "flag":
+        return
+    if kind == "retract":
+        if state not in ("submitted", "skipped"):
+            raise InputError("there is nothing to take back on this task")
+        if state == "skipped" and not tasks.room(db, assignment["task_id"], now, besides=assignment["id"]):
+            raise InputError("somebody else has ranked this task since you skipped it")
+        tasks.open_assignment_again(db, assignment["id"], now)
+    elif kind in ("submit", "skip"):
+        # a submit on a submitted task is a correction; anything else needs the task to be still ours
+        if not (kind == "submit" and state == "submitted"):
+            if state not in ("open", "released"):
+                raise InputError(f"this task was {state} already; reload the page to see the next one")
+            if not tasks.room(db, assignment["task_id"], now, besides=assignment["id"]):
+                raise InputError("this task went to somebody else while it was open here; reload to see the next one")
+        new_state = "submitted" if kind == "submit" else "skipped"
+        db.execute("UPDATE assignments SET state = ? WHERE id = ?", [new_state, assignment["id"]])
+        if kind == "submit":
+            db.execute("DELETE FROM drafts WHERE assignment_id = ?", [assignment["id"]])
+    else:
+        raise InputError(f"unknown kind of event {kind!r}")
+    tasks.recount(db, assignment["task_id"])
+
+
+def check_ranks(ranks: Sequence[Any], count: int, all_bad: bool) -> list[Rank]:
+    """The ranks, if they are usable: one each, whole numbers from 1, two of them set unless everything is bad."""
+    if all_bad and not ranks:
+        ranks = [None] * count
+    if len(ranks) != count:
+        raise InputError(f"{count} completions but {len(ranks)} ranks; reload the page")
+    for rank in ranks:
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK):
+            raise InputError(f"rank {rank!r} is not a whole number from 1 to {MAX_RANK}")
+    if not all_bad and sum(rank is not None for rank in ranks) < 2:
+        raise InputError("Rank at least two completions, or mark all of them as bad.")
+    return list(ranks)
+
+
+def save_draft(store: Store, user: User, assignment_id: int, draft: dict[str, Any]) -> bool:
+    """Keep an unfinished ranking, and the lease with it; False where the task is not open any more.
+
+    `draft` holds ranks (display order), all_bad and comment.
+    """
+    with store.write() as db:
+        row = one(
+            db,
+            "SELECT display_order FROM assignments WHERE id = ? AND user_id = ? AND state = 'open'",
+            [assignment_id, user.id],
+        )
+        if row is None:
+            return False
+        clean = clean_draft(draft, len(json.loads(row["display_order"])))
+        _write_draft(db, assignment_id, clean)
+        tasks.renew(db, assignment_id)
+    return True
+
+
+def clean_draft(draft: dict[str, Any], count: int) -> dict[str, Any]:
+    """A draft as it may be stored, from what a browser sent."""
+    ranks = draft.get("ranks")
+    ranks = ranks if isinstance(ranks, list) and len(ranks) == count else [None] * count
+    check_ranks(ranks, count, all_bad=True)
+    comment = str(draft.get("comment") or "")[:MAX_COMMENT]
+    return {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
+
+
+def _write_draft(db: Database, assignment_id: int, draft: dict[str, Any]) -> None:
+    db.execute(
+        "INSERT INTO drafts (assignment_id, payload, updated_at) VALUES (?, ?, ?) ON CONFLICT (assignment_id)"
+        " DO UPDATE SET payload = excluded.payload, updated_at = excluded.updated_at",
+        [assignment_id, json.dumps(draft, ensure_ascii=False), time.time()],
+    )
+
+
+def undo(store: Store, user: User, uuid: str) -> int | None:
+    """Take back this person's last submit or skip in the Rank tab: the task is open again, with what they had said.
+
+    Returns the assignment's id; None where there is nothing to take back, or the UUID was stored before.
+    """
+    with store.write() as db:
+        last = one(
+            db,
+            """SELECT e.assignment_id, e.kind, e.payload FROM events AS e
+               JOIN assignments AS a ON a.id = e.assignment_id
+               WHERE e.user_id = ? AND e.source = 'task'
+                   AND (e.kind, a.state) IN (VALUES ('submit', 'submitted'), ('skip', 'skipped'))
+               ORDER BY e.id DESC LIMIT 1""",
+            [user.id],
+        )
+        if last is None or one(db, "SELECT 1 FROM events WHERE uuid = ?", [uuid]):
+            return None
+        _record(db, user, Event(uuid, last["assignment_id"], "retract"))
+        if last["kind"] == "submit":
+            payload = json.loads(last["payload"])
+            ranks = dict(zip(payload["completion_ids"], payload["ranks"], strict=True))
+            draft = {
+                "ranks": [ranks[completion] for completion in payload["display_order"]],
+                "all_bad": payload["all_bad"],
+                "comment": payload["comment"],
+            }
+            _write_draft(db, last["assignment_id"], draft)
+        return int(last["assignment_id"])
+
+
+def return_skipped(store: Store, user: User, uuid: str) -> int:
+    """Bring back every task that this person skipped and nobody has ranked since; how many."""
+    with store.write() as db:
+        skipped = rows(
+            db,
+            "SELECT id, task_id FROM assignments WHERE user_id = ? AND state = 'skipped' ORDER BY opened_at DESC",
+            [user.id],
+        )
+        now, count = time.time(), 0
+        for assignment in skipped:
+            if tasks.room(db, assignment["task_id"], now, besides=assignment["id"]):
+                count += _record(db, user, Event(f"{uuid}/{assignment['id']}", assignment["id"], "retract"))
+        return count
+
+
+def record_ranking(
+    db: Database,
+    user: User,
+    task_id: int,
+    ranks: Sequence[Rank],
+    *,
+    all_bad: bool = False,
+    comment: str = "",
+    source: str,
+    event_id: str,
+    more: dict[str, Any] | None = None,
+) -> bool:
+    """Assign the task to the user and submit their ranks (in the task's own order) at once; False if stored before.
+
+    For rankings that are not made in the Rank tab: comparisons, imports, simulated annotators. Call inside `write`.
+    """
+    if one(db, "SELECT 1 FROM events WHERE uuid = ?", [event_id]):
+        return False
+    found = one(
+        db, "SELECT id, state, display_order FROM assignments WHERE task_id = ? AND user_id = ?", [task_id, user.id]
+    )
+    if found is None or found["state"] != "submitted":
+        assignment_id = tasks.open_assignment(db, task_id, user, time.time())
+    else:
+        assignment_id = found["id"]
+    row = one(db, "SELECT display_order FROM assignments WHERE id = ?", [assignment_id])
+    assert row is not None
+    by_id = dict(zip(tasks.completion_ids(db, task_id), ranks, strict=True))
+    shown = [by_id[completion] for completion in json.loads(row["display_order"])]
+    return _record(
+        db, user, Event(event_id, assignment_id, "submit", shown, all_bad, comment, source=source, more=more or {})
+    )
+
+
+def record_comparison(
+    store: Store,
+    user: User,
+    prompt_messages: Sequence[Message],
+    completions: Sequence[tuple[str, int | None, dict[str, Any]]],
+    ranks: Sequence[Rank],
+    all_bad: bool = False,
+    source: str = "compare",
+    event_id: str = "",
+    comment: str = "",
+) -> int:
+    """Store a vote between completions made on the spot: prompt, completions, task and submit event; the task's id.
+
+    `completions` are (text, checkpoint id, sampling); sampling may hold num_tokens and finish_reason beside the
+    settings. A repeated `event_id` adds nothing and returns the first task.
+    """
+    with store.write() as db:
+        known = one(
+            db,
+            "SELECT a.task_id, e.user_id FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id"
+            " WHERE e.uuid = ?",
+            [event_id],
+        )
+        if known is not None:
+            if known["user_id"] != user.id:
+                raise InputError("the event's id was used for something else; reload the page")
+            return int(known["task_id"])
+        prompt_id = add_prompt(db, prompt_messages, "", source)
+        ids = []
+        for text, checkpoint_id, sampling in completions:
+            settings = {key: value for key, value in sampling.items() if key not in ("num_tokens", "finish_reason")}
+            ids.append(
+                add_completion(
+                    db,
+                    prompt_id,
+                    text,
+                    checkpoint_id,
+                    settings,
+                    sampling.get("num_tokens"),
+                    sampling.get("finish_reason"),
+                    source,
+                )
+            )
+        task_id = tasks.create_task(db, prompt_id, ids, source=source)
+        record_ranking(db, user, task_id, ranks, all_bad=all_bad, comment=comment, source=source, event_id=event_id)
+        return task_id

@@ -1,0 +1,128 @@
+"""How the database is opened, written to, and what is said when that fails."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from data.records import InputError
+from labeler import migrations
+
+BUSY_TIMEOUT_SECONDS = 30.0
+
+Params = Sequence[Any] | dict[str, Any]
+Row = dict[str, Any]
+
+
+class Store:
+    """One SQLite file. Every thread that asks gets a connection of its own.
+
+    `busy_timeout` is in seconds: how long a writer waits for another one before it gives up.
+    Raises InputError where the file cannot be opened, is no database, or comes from a newer version.
+    """
+
+    def __init__(self, path: Path | str, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> None:
+        self.path = Path(path)
+        self.busy_timeout = busy_timeout
+        self._local = threading.local()
+        try:
+            with self.write() as db:
+                migrations.apply(db)
+        except sqlite3.Error as error:
+            raise InputError(f"{self.path}: {explain(error)}") from None
+
+    @property
+    def db(self) -> Database:
+        """This thread's connection. Read with `rows` and `one`; write inside `write`."""
+        database: Database | None = getattr(self._local, "database", None)
+        if database is None:
+            database = self._local.database = self._connect()
+        return database
+
+    def _connect(self) -> Database:
+        # check_same_thread only matters to close(): a connection is used by the thread that made it
+        connection = sqlite3.connect(self.path, timeout=self.busy_timeout, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA journal_mode=WAL")
+            # FULL: NORMAL may lose an acknowledged label when the power fails
+            connection.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return Database(connection, execute_plugins=False)
+
+    @contextmanager
+    def write(self) -> Iterator[Database]:
+        """One transaction: all of it or nothing. Inside another one it is a part of that one.
+
+        BEGIN IMMEDIATE, because a deferred transaction that reads before it writes fails at once when another
+        writer came between, instead of waiting its turn.
+        """
+        db = self.db
+        if db.conn.in_transaction:
+            with db.atomic():
+                yield db
+            return
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+            db.commit()
+        except BaseException:
+            db.rollback()
+            raise
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens a new one."""
+        database: Database | None = getattr(self._local, "database", None)
+        if database is not None:
+            self._local.database = None
+            database.close()
+
+    def backup(self, target: Path) -> None:
+        """Copy the whole database, consistent even while others write, to a file that does not exist yet."""
+        if target.exists():
+            raise InputError(f"{target}: exists already; name a new file")
+        try:
+            with sqlite3.connect(target) as copy:
+                self.db.conn.backup(copy)
+            copy.close()
+        except sqlite3.Error as error:
+            raise InputError(f"{target}: {explain(error)}") from None
+
+
+def rows(db: Database, sql: str, params: Params = ()) -> list[Row]:
+    """All rows of a query. A list, since a half-read cursor would keep its read transaction open."""
+    return list(db.query(sql, params))
+
+
+def one(db: Database, sql: str, params: Params = ()) -> Row | None:
+    """The first row of a query, or None."""
+    found = rows(db, sql, params)
+    return found[0] if found else None
+
+
+def scalar(db: Database, sql: str, params: Params = ()) -> Any:
+    """The first column of the first row, or None."""
+    row = db.execute(sql, params).fetchone()
+    return row[0] if row else None
+
+
+def explain(error: BaseException) -> str:
+    """What a database error means to the person who met it, and what to do."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return "another program is holding the database; close it and try again"
+    if "disk is full" in text or "disk I/O" in text:
+        return "the disk is full or failing; free some space and try again"
+    if "readonly" in text or "unable to open" in text:
+        return "cannot be written; check the folder's permissions or choose another WORKSPACE"
+    if "not a database" in text or "malformed" in text:
+        return "is not a usable SQLite database; restore a backup or choose another WORKSPACE"
+    return f"the database refused: {text}"
