@@ -1,0 +1,292 @@
+"""One frozen base in memory; policy, reward and value are LoRA adapters and scalar heads on it.
+
+The base is never modified, so the reference is the base with adapters off, every reward model keeps its meaning, and
+many checkpoints chat on one base. Checkpoints are plain PEFT folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from data.records import InputError
+from training.adapters import ActiveAdapter, take_over
+from training.config import DEFAULT_MODEL, TrainingConfig
+from training.default_model import cache_folder, default_model_folder, unpack_gguf
+from training.run import read_manifest
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+class Base:
+    """A frozen causal language model with named adapters.
+
+    `lock` guards the active adapter where several threads share the base; take it around every forward.
+    """
+
+    def __init__(self, name: str, folder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name, self.folder = name, folder
+        self.model, self.tokenizer = model, tokenizer
+        self.lock = threading.RLock()
+        self.peft: PeftModel | None = None
+        self._active = ActiveAdapter()
+        self._attached: dict[Path, str] = {}
+        self.model.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of the last hidden state."""
+        return int(self.model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model can read."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**20)
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    def sha256(self) -> str:
+        """Hash of the weights: of every safetensors or bin file's bytes, in order of name."""
+        digest = hashlib.sha256()
+        folder = Path(self.folder)
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Apply an adapter (None: the plain base) inside the block."""
+        with self.lock, self._active.using(adapter):
+            yield
+
+    def hidden(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Last hidden states (batch, length, d), after the final norm; `inputs` as the decoder takes them."""
+        return self.model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., vocabulary) of hidden states (..., d)."""
+        return self.model.get_output_embeddings()(hidden)
+
+    # -- adapters ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, name: str, config: LoraConfig) -> None:
+        """A new adapter; it starts as no change (B = 0)."""
+        if self.peft is None:
+            self.peft = get_peft_model(self.model, config, adapter_name=name)
+        else:
+            self.peft.add_adapter(name, config)
+        take_over(self.peft, self._active)
+        self.set_trainable()
+        self.peft.eval()
+
+    def new_adapter(self, name: str, config: TrainingConfig) -> None:
+        """A new adapter as the training config describes it."""
+        targets: Any = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
+        try:
+            self.add_adapter(
+                name,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=config.lora_rank,
+                    lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+                    lora_dropout=config.lora_dropout,
+                    target_modules="all-linear" if targets == ["all-linear"] else targets,
+                ),
+            )
+        except ValueError as error:
+            raise InputError(f"lora_targets {config.lora_targets!r} does not fit {self.name}: {error}") from None
+
+    def load_adapter(self, name: str, checkpoint: Path | str) -> None:
+        """Load a checkpoint's LoRA weights under a name of this base. A reward model's head is left to `load_head`."""
+        folder = Path(checkpoint)
+        if not (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder}: is no adapter (it holds no adapter_config.json)")
+        config = LoraConfig.from_pretrained(str(folder))
+        config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
+        state = load_file(folder / "adapter_model.safetensors")
+        state = {key: value for key, value in state.items() if ".lora_" in key}
+        self.add_adapter(name, config)
+        try:
+            missing = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"{folder}: does not fit the base model {self.name} ({error})") from None
+        if missing.unexpected_keys:
+            raise InputError(f"{folder}: was trained on another kind of model than {self.name}")
+
+    def attach(self, checkpoint: Path | str) -> str:
+        """The adapter name of a checkpoint on this base, loaded on first use."""
+        path = Path(checkpoint).resolve()
+        with self.lock:
+            if path not in self._attached:
+                name = f"checkpoint{len(self._attached)}"
+                self.load_adapter(name, path)
+                self._attached[path] = name
+            return self._attached[path]
+
+    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        """The adapter's parameters, in a fixed order."""
+        return [parameter for key, parameter in self.model.named_parameters() if f".{name}." in key]
+
+    def set_trainable(self, *names: str) -> None:
+        """Let gradients flow to these adapters and to nothing else."""
+        for key, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(f".{name}." in key for name in names))
+
+    def save_adapter(self, name: str, folder: Path, head: nn.Linear | None = None) -> None:
+        """Write adapter and tokenizer as a plain PEFT folder; with `head`, one of AutoModelForSequenceClassification."""
+        assert self.peft is not None
+        state = {k: v.detach().to("cpu").contiguous() for k, v in self._state(name).items()}
+        saved = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "task_type": "CAUSAL_LM"})
+        saved.base_model_name_or_path = self.name
+        saved.inference_mode = True
+        saved.target_modules = sorted(saved.target_modules or [])  # type: ignore[arg-type]
+        if head is not None:
+            state["base_model.model.score.weight"] = head.weight.detach().to("cpu", torch.float32).contiguous()
+            saved.task_type, saved.modules_to_save = "SEQ_CLS", ["score"]
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        saved.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+    def _state(self, name: str) -> dict[str, torch.Tensor]:
+        return get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+
+
+def new_head(size: int, seed: int) -> nn.Linear:
+    """A scalar head in fp32, weights N(0, 1/√(d+1)) (arXiv:2009.01325, appendix)."""
+    head = nn.Linear(size, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=1 / math.sqrt(size + 1), generator=generator)
+    return head
+
+
+def load_head(checkpoint: Path | str) -> nn.Linear:
+    """The score head of a reward model's checkpoint."""
+    state = load_file(Path(checkpoint) / "adapter_model.safetensors")
+    if "base_model.model.score.weight" not in state:
+        raise InputError(f"{checkpoint}: is not a reward model (it has no score head)")
+    weight = state["base_model.model.score.weight"].float()
+    head = nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight.data.copy_(weight)
+    return head
+
+
+class Score:
+    """A reward model on a base: its adapter, head, and normalisation."""
+
+    def __init__(self, base: Base, checkpoint: Path | str) -> None:
+        manifest = read_manifest(checkpoint)
+        self.adapter = base.attach(checkpoint)
+        self.head = load_head(checkpoint).to(base.device).requires_grad_(False)
+        normalisation = manifest.get("score_normalisation") or {"mean": 0.0, "std": 1.0}
+        self.mean, self.std = float(normalisation["mean"]), float(normalisation["std"])
+
+
+def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto") -> Base:
+    """Load a frozen base by hub name, folder or .gguf file.
+
+    Raises InputError where it is not to be had, or where its logits are not a plain linear head over its last hidden
+    states (soft-capped or scaled logits), which the fast log-probabilities rest on.
+    """
+    folder = _resolve(name)
+    where = _device(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, where))
+    except (OSError, ValueError) as error:
+        raise InputError(f"base model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    model.to(where).eval()
+    _declare_pad(tokenizer, model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    base = Base(name, folder, model, tokenizer)
+    probe = torch.tensor([[1, 2, 3]], device=where)
+    with torch.no_grad():
+        if not torch.allclose(base.logits(base.hidden(probe)), model(probe).logits, rtol=1e-2, atol=1e-2):
+            raise InputError(f"base model {name!r} transforms its logits after the output layer; it is not supported")
+    return base
+
+
+def _resolve(name: str) -> str:
+    if name == DEFAULT_MODEL and not Path(name).exists():
+        return str(default_model_folder())
+    if name.endswith(".gguf"):
+        source = Path(name)
+        if not source.is_file():
+            raise InputError(f"{name}: no such file")
+        folder = cache_folder() / f"{source.stem}-{source.stat().st_size}"
+        if not folder.exists():
+            unpack_gguf(source, folder)
+        return str(folder)
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise InputError(f"base model {name!r}: no such folder, and not a hub name (owner/model)")
+    return name
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise InputError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """A pad token that is not an end token: a mask derived from `!= pad` would drop the true end otherwise."""
+    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id if model.generation_config else None}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        candidates = [tokenizer.unk_token, *tokenizer.all_special_tokens]
+        chosen = next((t for t in candidates if t is not None and tokenizer.convert_tokens_to_ids(t) not in ends), None)
+        if chosen is None:
+            raise InputError("the tokenizer has no special token that could serve as padding; set its pad_token")
+        tokenizer.pad_token = chosen
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def set_threads(count: int) -> None:
+    """Use this many processor threads (0: one a core)."""
+    torch.set_num_threads(
+        count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
