@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -87,10 +88,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
             for key in JSON_COLUMNS:  # lists travel through CSV as JSON text
                 text = row.get(key)
                 if isinstance(text, str) and text.lstrip()[:1] in "[{" and text.strip():
-                    try:
+                    with contextlib.suppress(json.JSONDecodeError):  # a text that only begins with a bracket
                         row[key] = json.loads(text)
-                    except json.JSONDecodeError:
-                        pass  # a text that only begins with a bracket
             for key in ("margin", "weight"):
                 if key in row:
                     try:
@@ -167,7 +166,11 @@ def parse_ranking(row: Row) -> Ranking:
         raise InputError('"completions" and "ranks" must be lists')
     texts = tuple(parse_completion(text, "completions") for text in row["completions"])
     ranks = tuple(int(r) if isinstance(r, float) and r.is_integer() else r for r in row["ranks"])
-    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight)
+    reasons = row.get("finish_reasons") or []
+    if not isinstance(reasons, list):
+        raise InputError('"finish_reasons" must be a list, one "stop" or "length" for each completion')
+    ended = tuple(reason != "length" for reason in reasons)
+    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight, ended)
 
 
 def parse_demonstration(row: Row) -> Demonstration:
@@ -236,6 +239,8 @@ def ranking_row(ranking: Ranking, **more: Any) -> Row:
         row["margin"] = ranking.margin
     if ranking.weight != 1.0:
         row["weight"] = ranking.weight
+    if not all(ranking.ended):
+        row["finish_reasons"] = ["stop" if ended else "length" for ended in ranking.ended]
     return row | more
 
 

@@ -64,10 +64,7 @@ def split_by_prompt(
     if len(order) < 2:
         return list(records), []
     size = min(max(1, round(len(order) * fraction)), len(order) - 1)
-    if fold is None:
-        held = set(order[:size])
-    else:
-        held = set(order[fold :: round(1 / fraction)])
+    held = set(order[:size]) if fold is None else set(order[fold :: round(1 / fraction)])
     train = [record for record, key in zip(records, keys, strict=True) if key not in held]
     return train, [record for record, key in zip(records, keys, strict=True) if key in held]
 

@@ -48,6 +48,7 @@ class Ranking:
     `ranks`: 1 is best, equal numbers tie, None (unranked) carries no information; kept as given.
     `margin`: strength of preference between neighbours, in units of the score (0 = not stated).
     `weight`: how much this ranking counts in the loss.
+    `ended`: which completions came to their end; one cut at a length limit must not teach the model to stop there.
     """
 
     prompt: Prompt
@@ -55,8 +56,13 @@ class Ranking:
     ranks: tuple[int | None, ...]
     margin: float = 0.0
     weight: float = 1.0
+    ended: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.ended:
+            object.__setattr__(self, "ended", (True,) * len(self.completions))
+        if len(self.ended) != len(self.completions):
+            raise InputError(f"{len(self.completions)} completions but {len(self.ended)} finish reasons; give one each")
         if len(self.completions) < 2:
             raise InputError("a ranking needs at least two completions")
         if len(self.ranks) != len(self.completions):

@@ -161,7 +161,7 @@ class Base:
             parameter.requires_grad_(any(f".{name}." in key for name in names))
 
     def save_adapter(self, name: str, folder: Path, head: nn.Linear | None = None) -> None:
-        """Write adapter and tokenizer as a plain PEFT folder; with `head`, one of AutoModelForSequenceClassification."""
+        """Write a plain PEFT folder with the tokenizer; with `head`, for AutoModelForSequenceClassification."""
         assert self.peft is not None
         state = {k: v.detach().to("cpu").contiguous() for k, v in self._state(name).items()}
         saved = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "task_type": "CAUSAL_LM"})

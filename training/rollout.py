@@ -45,8 +45,8 @@ def choose(
 ) -> torch.Tensor:
     """Sample one token a row by the inverse of the cumulative distribution.
 
-    `logits` (B, V), `uniform` (B,) in [0, 1), `temperature` a number or (B, 1); 0 means the most likely token. One number
-    a row is all the randomness there is (`torch.multinomial` draws one an entry, a third of the decoding time).
+    `logits` (B, V), `uniform` (B,) in [0, 1), `temperature` a number or (B, 1); 0 means the most likely token. One
+    number a row is all the randomness there is (`torch.multinomial` draws one an entry, a third of the decoding time).
     """
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(logits.shape[0], 1)
     greedy = temperature[:, 0] == 0
