@@ -1,8 +1,8 @@
 """LoRA layers of one frozen base that several adapters share, and the choice of the active one.
 
 PEFT makes and stores the parameters; the forward is ours. PEFT's own computes in the adapter's precision (fp32 on a
-bf16 base costs a third of the speed) and switches adapters by visiting every layer. Here the adapter keeps fp32 masters,
-computes in the base's precision, and switching is one assignment.
+bf16 base costs a third of the speed) and switches adapters by visiting every layer. Here the adapter keeps fp32
+masters, computes in the base's precision, and switching is one assignment.
 """
 
 from __future__ import annotations

@@ -152,14 +152,14 @@ class RewardConfig(TrainingConfig):
         1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
     )
     ties: str = knob(
-        "rao-kupper",
-        "What a tie teaches: that neither wins by more than a set threshold (rao-kupper), or nothing (ignore).",
+        "half",
+        "What a tie teaches: half a win each way (half), scores within a threshold (rao-kupper), or nothing (ignore).",
         section="Reward model",
-        choices=("rao-kupper", "ignore"),
+        choices=("half", "rao-kupper", "ignore"),
         common=True,
     )
     tie_threshold: float = knob(
-        0.5, "Rao-Kupper's tau: score differences below it are mostly ties.", section="Reward model", minimum=1e-3
+        0.5, "Rao-Kupper's τ: score differences within ±τ are mostly ties.", section="Reward model", minimum=1e-3
     )
     use_margin: bool = knob(
         False, "Ask for a score difference of at least the stated strength of preference.", section="Reward model"
@@ -204,6 +204,9 @@ class PPOConfig(TrainingConfig):
         None,
         "Instead of a reward model: module:function(prompts, completions) that returns one number each.",
         section="Files",
+    )
+    validation_fraction: float = knob(
+        0.0, "PPO learns from prompts alone and holds none out.", section="Evaluation", minimum=0, maximum=0.9
     )
     max_steps: int = knob(
         0, "Updates (one rollout each); 0 means: as many as the epochs take.", section="Length", minimum=0, common=True

@@ -30,7 +30,7 @@ class TokenLogProbs(torch.autograd.Function):
         """`hidden` (N, d), `weight` (V, d), `targets` (N,) -> log-probabilities (N,), entropies (N,), in nats, fp32."""
         log_probs = hidden.new_empty(len(targets), dtype=torch.float32)
         entropies = torch.zeros_like(log_probs)
-        grad = hidden.requires_grad
+        grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         grad_log_prob = torch.empty_like(hidden) if grad else None
         grad_entropy = torch.empty_like(hidden) if grad and want_entropy else None
         for start in range(0, len(targets), chunk):
@@ -62,7 +62,7 @@ class TokenLogProbs(torch.autograd.Function):
         return total, None, None, None, None, None, None
 
 
-# -- preferences --------------------------------------------------------------------------------------------------------
+# -- preferences ---------------------------------------------------------------------------------------------
 
 
 def bradley_terry(difference: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -93,7 +93,7 @@ def dpo(difference: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor
     return -(1 - label_smoothing) * logsigmoid(beta * difference) - label_smoothing * logsigmoid(-beta * difference)
 
 
-# -- policy gradient ----------------------------------------------------------------------------------------------------
+# -- policy gradient -----------------------------------------------------------------------------------------
 
 
 def kl_shaped_rewards(score: Tensor, kl: Tensor, lengths: Tensor, beta: float) -> Tensor:
@@ -148,11 +148,11 @@ def ppo_value(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: f
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """An estimate of KL(π ‖ π_ref) that is never negative: e^{-l} - 1 + l with l = log π - log π_ref of samples of π."""
+    """A never negative estimate of KL(π ‖ π_ref): e^{-l} - 1 + l, l = log π - log π_ref of samples of π."""
     return torch.expm1(-log_ratio) + log_ratio
 
 
-# -- how well a reward model knows --------------------------------------------------------------------------------------
+# -- how well a reward model knows ---------------------------------------------------------------------------
 
 
 def calibration_error(difference: Tensor, bins: int = 10) -> float:

@@ -121,7 +121,8 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._closed.set()
         if error is None:
-            self._write_status("stopped" if self.stopping else "finished")
+            stopped = self.stop_requested and self.step < self.total_steps
+            self._write_status("stopped" if stopped else "finished")
         else:
             self._message = str(error) or type(error).__name__
             self.print(f"error: {self._message}")
@@ -131,9 +132,9 @@ class Run:
             self._log_file.close()
 
     @property
-    def stopping(self) -> bool:
-        """Somebody asked the run to save and stop before its end."""
-        return self._stop.is_set() and self.step < self.total_steps
+    def stop_requested(self) -> bool:
+        """Somebody asked the run to save and stop."""
+        return self._stop.is_set()
 
     def _heartbeat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
@@ -223,7 +224,7 @@ class Run:
         name = f"step-{step:06d}"
         final = self.folder / "checkpoints" / name
         partial = self.folder / "checkpoints" / f".partial-{name}"
-        state_partial = self.folder / "state" / f".partial-{name}"
+        state_partial = self.folder / "state" / f"partial-{name}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

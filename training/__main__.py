@@ -1,0 +1,174 @@
+"""The command line: python -m training {sft,reward,dpo,ppo,generate,score,evaluate,merge}.
+
+The last line of stdout is one JSON object; progress goes to stderr; wrong input is one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from data.records import InputError
+from training.config import DEFAULT_MODEL, METHODS, Knob, from_dict, knobs
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; the methods' flags are made from their config classes."""
+    top = argparse.ArgumentParser(prog="python -m training", description="Train and use preference models.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for method, config_class in METHODS.items():
+        text = (config_class.__doc__ or "").strip()
+        sub = commands.add_parser(method, help=text.split(":")[0], description=text)
+        sub.add_argument("--config", help="A JSON file of settings; flags override it.")
+        sub.add_argument("--resume", action="store_true", help="Continue the run in --output from its last checkpoint.")
+        sections: dict[str, Any] = {}
+        for item in knobs(config_class):
+            group = sections.setdefault(item.section, None) or sub.add_argument_group(item.section)
+            sections[item.section] = group
+            _add_flag(group, item)
+
+    sub = commands.add_parser("generate", help="Sample completions for a file of prompts")
+    _add_common(sub)
+    sub.add_argument("--checkpoint", help="Policy checkpoint; without it the base is sampled.")
+    sub.add_argument("--prompts", required=True, help="File of rows with a prompt.")
+    sub.add_argument("--output", required=True, help="File to write (.jsonl or .jsonl.gz).")
+    sub.add_argument("--num-completions", type=int, default=4, help="Completions per prompt (default 4).")
+    sub.add_argument("--max-new-tokens", type=int, default=256, help="Longest completion, in tokens (default 256).")
+    sub.add_argument(
+        "--temperature", type=float, nargs="+", default=[0.7], help="One number, or one per completion (default 0.7)."
+    )
+    sub.add_argument(
+        "--top-p", type=float, default=1.0, help="Sample from the likeliest tokens of this total (1: all)."
+    )
+    sub.add_argument("--batch-size", type=int, default=32, help="Completions sampled at once (default 32).")
+
+    sub = commands.add_parser("score", help="Score completions with a reward model")
+    _add_common(sub)
+    sub.add_argument("--checkpoint", required=True, help="Reward model checkpoint.")
+    sub.add_argument("--data", required=True, help="Rows with completion, completions, or chosen and rejected.")
+    sub.add_argument("--output", required=True, help="File to write; the rows with score or scores added.")
+
+    sub = commands.add_parser("evaluate", help="Judge a reward model on preferences, or a policy on prompts")
+    _add_common(sub)
+    sub.add_argument("--checkpoint", help="Checkpoint; without it the base policy.")
+    sub.add_argument("--data", required=True, help="Preferences for a reward model, prompts for a policy.")
+    sub.add_argument("--reward-model", help="Reward model that scores the policy's samples.")
+    sub.add_argument("--max-length", type=int, default=1024, help="Longest prompt plus completion (default 1024).")
+    sub.add_argument("--max-new-tokens", type=int, default=128, help="Longest sampled answer (default 128).")
+
+    sub = commands.add_parser("merge", help="Write base and adapter as one plain model folder")
+    _add_common(sub)
+    sub.add_argument("--checkpoint", required=True, help="Policy or reward model checkpoint.")
+    sub.add_argument("--output", required=True, help="Folder to write.")
+    return top
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--base-model", help=f"Base model (default: the checkpoint's, or {DEFAULT_MODEL}).")
+    sub.add_argument("--seed", type=int, default=0, help="Everything random follows from it (default 0).")
+    sub.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="Precision of the base.")
+    sub.add_argument("--device", default="auto", help="Where to compute (default auto).")
+    sub.add_argument("--num-threads", type=int, default=0, help="Processor threads (0: one a core).")
+
+
+def _add_flag(group: Any, item: Knob) -> None:
+    flag = "--" + item.name.replace("_", "-")
+    default = "" if item.default in (None, "") else f" (default {item.default})"
+    text = (item.help + default).replace("%", "%%")
+    if item.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    else:
+        kind = float if item.type is int else item.type  # a whole number is checked with the range, by the config
+        group.add_argument(
+            flag, type=kind, choices=item.choices, default=argparse.SUPPRESS, help=text, metavar=item.type.__name__.upper()
+        )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = vars(parser().parse_args(arguments))
+    command = given.pop("command")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        result = _train(command, given) if command in METHODS else _use(command, argparse.Namespace(**given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        print("error: out of memory; lower --tokens-per-forward or --max-length", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0
+
+
+def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    config_file, resume = given.pop("config"), given.pop("resume")
+    values: dict[str, Any] = {}
+    if config_file:
+        try:
+            values = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{config_file}: cannot be read as JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{config_file}: must hold one JSON object")
+    config = from_dict(METHODS[method], values | given)
+    _quiet()
+    return importlib.import_module(f"training.{method}").train(config, resume)
+
+
+def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
+    _quiet()
+    from training.models import load_base, set_threads
+    from training.run import read_manifest
+
+    set_threads(given.num_threads)
+    manifest = read_manifest(given.checkpoint) if given.checkpoint else None
+    name = given.base_model or (manifest["base_model"]["name"] if manifest else DEFAULT_MODEL)
+    base = load_base(name, given.dtype, given.device)
+    if command == "generate":
+        from training.generate import generate
+
+        return generate(
+            base, base.attach(given.checkpoint) if given.checkpoint else None, given.prompts, given.output,
+            num_completions=given.num_completions, max_new_tokens=given.max_new_tokens, temperature=given.temperature,
+            top_p=given.top_p, seed=given.seed, batch_size=given.batch_size,
+        )  # fmt: skip
+    if command == "score":
+        from training.generate import score_file
+
+        return score_file(base, given.checkpoint, given.data, given.output)
+    if command == "merge":
+        from training.merge import merge
+
+        return merge(base, given.checkpoint, given.output)
+    from training.evaluate import evaluate_policy_file, evaluate_reward
+
+    if manifest and manifest["kind"] == "reward":
+        return evaluate_reward(base, given.checkpoint, given.data, given.max_length)
+    return evaluate_policy_file(
+        base, given.checkpoint, given.data, given.reward_model, given.max_new_tokens, given.seed
+    )
+
+
+def _quiet() -> None:
+    """Progress is ours to show; the libraries' bars and advice would bury it."""
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Completions for a file of prompts, and scores for a file of completions."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.formats import parse_completion, parse_prompt, parse_prompt_row, parse_ranking, read_rows, write_rows
+from data.records import InputError, Prompt, Row
+from training.batches import Group, encode_response, packs
+from training.models import Base, Score
+from training.reward import scores
+from training.rollout import Sample, decode, encode_prompt, sample, uniforms
+
+
+def sample_all(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapter: str | None,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float | Sequence[float],
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    on_batch: Any = None,
+) -> list[list[Sample]]:
+    """`num_completions` samples of every prompt, in the prompts' order, prompts of like length batched together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    results: list[list[Sample]] = [[] for _ in prompts]
+    size = max(1, batch_size // num_completions)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        random = np.stack(
+            [np.stack([uniforms(seed, 0, i, k, max_new_tokens) for k in range(num_completions)]) for i in chosen]
+        )
+        found = sample(
+            base, [prompts[i] for i in chosen], random, adapter=adapter, temperature=temperature, top_p=top_p
+        )
+        for i, samples in zip(chosen, found, strict=True):
+            results[i] = samples
+        if on_batch:
+            on_batch(min(start + size, len(order)), len(order))
+    return results
+
+
+def show_progress(what: str) -> Any:
+    """A callback (done, total) that writes a line with the time left to stderr every few seconds."""
+    started = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 5 or done == total:
+            last = now
+            left = (now - started) / done * (total - done)
+            print(f"{what}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return report
+
+
+def generate(
+    base: Base,
+    adapter: str | None,
+    source: Path | str,
+    output: Path | str,
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: Sequence[float],
+    top_p: float,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Write every row of `source` with `completions` and, for each, how it was sampled (`completion_info`).
+
+    `temperature` holds one number, or one for each completion.
+    """
+    if len(temperature) not in (1, num_completions):
+        raise InputError(f"{len(temperature)} temperatures for {num_completions} completions; give one, or one each")
+    rows, prompts = [], []
+    for place, row in read_rows(source):
+        try:
+            prompts.append(encode_prompt(base, parse_prompt_row(row).messages))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+        if len(prompts[-1]) + max_new_tokens > base.context_length:
+            raise InputError(f"{place}: the prompt is longer than the model's context of {base.context_length} tokens")
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{source}: holds no rows")
+    heat = [*temperature] * (num_completions if len(temperature) == 1 else 1)
+    samples = sample_all(
+        base, prompts, adapter=adapter, num_completions=num_completions, max_new_tokens=max_new_tokens,
+        temperature=heat, top_p=top_p, seed=seed, batch_size=batch_size, on_batch=show_progress("prompts sampled"),
+    )  # fmt: skip
+    shared = {"top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
+    written = [
+        row
+        | {
+            "completions": [decode(base, s.ids) for s in found],
+            "completion_info": [
+                {
+                    "temperature": heat[k],
+                    **shared,
+                    "sample": k,
+                    "num_tokens": len(s.ids),
+                    "finish_reason": s.finish_reason,
+                }
+                for k, s in enumerate(found)
+            ],
+            "model": base.name,
+        }
+        for row, found in zip(rows, samples, strict=True)
+    ]
+    write_rows(output, written)
+    return {"output": str(output), "prompts": len(rows), "completions": len(rows) * num_completions}
+
+
+@torch.no_grad()
+def score_groups(base: Base, score: Score, groups: Sequence[Group], tokens_per_forward: int = 768) -> list[list[float]]:
+    """Raw scores of every group's responses, in the groups' order."""
+    results: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
+    places = {id(group): number for number, group in enumerate(groups)}
+    with base.using(score.adapter):
+        for pack in packs(groups, tokens_per_forward, base.device):
+            for (member, k), value in zip(pack.members, scores(base, score.head, pack).tolist(), strict=True):
+                results[places[id(pack.groups[member])]][k] = value
+    return results
+
+
+def score_texts(
+    base: Base, score: Score, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """Raw scores of completions, one list a prompt."""
+    groups = [
+        Group(encode_prompt(base, prompt.messages), [encode_response(base, text) for text in texts])
+        for prompt, texts in zip(prompts, completions, strict=True)
+    ]
+    return score_groups(base, score, groups)
+
+
+def score_file(base: Base, checkpoint: str, source: Path | str, output: Path | str) -> dict[str, Any]:
+    """Add `score` (one completion) or `scores` ([chosen, rejected], or one each for completions) to every row."""
+    rows: list[Row] = []
+    prompts, texts = [], []
+    for place, row in read_rows(source):
+        try:
+            prompts.append(parse_prompt(row["prompt"]) if "prompt" in row else parse_prompt_row(row))
+            if "completions" in row:
+                texts.append([parse_completion(text, "completions") for text in row["completions"]])
+            elif "chosen" in row:
+                texts.append(list(parse_ranking(row).completions))
+            elif "completion" in row:
+                texts.append([parse_completion(row["completion"])])
+            else:
+                raise InputError('nothing to score: no "completion", "completions", or "chosen" and "rejected"')
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{source}: holds no rows")
+    found = score_texts(base, Score(base, checkpoint), prompts, texts)
+    for row, values in zip(rows, found, strict=True):
+        row.update({"score": values[0]} if "completion" in row and "completions" not in row else {"scores": values})
+    write_rows(output, rows)
+    return {"output": str(output), "n": sum(map(len, found))}

@@ -1,0 +1,221 @@
+"""What the methods share: the policy's adapter, the optimiser, and the loop over batches of SFT, reward and DPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from data.preferences import split_by_prompt
+from data.records import Demonstration, InputError, Prompt, Ranking
+from training.batches import Group, Pack, batch_of_step, packs
+from training.config import TrainingConfig
+from training.losses import TokenLogProbs
+from training.models import Base, load_base, set_threads
+from training.run import Run, every
+
+Record = TypeVar("Record", Prompt, Ranking, Demonstration)
+Tally = dict[str, tuple[float, float]]
+"""Metrics of one forward as (sum, count), so that they add up over forwards."""
+
+
+class Objective(Protocol):
+    """What a method learns: a loss of a pack, and how it is judged."""
+
+    def denominator(self, groups: Sequence[Group]) -> float:
+        """What the losses of a batch, summed, are divided by."""
+
+    def loss(self, pack: Pack) -> tuple[Tensor, Tally]:
+        """The pack's loss, summed and not yet divided, with its metrics."""
+
+    def evaluate(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Metrics on held-out groups."""
+
+    def state(self) -> dict[str, Any]:
+        """What the objective must remember for a resume to repeat exactly."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take that back."""
+
+
+def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] | None]:
+    """The base with a trainable adapter "policy": new, a copy of a checkpoint's, or the one to resume.
+
+    Returns (base, state of the step to resume from, or None).
+    """
+    set_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    run.say(f"loading {config.base_model}")
+    base = load_base(config.base_model, config.dtype, config.device)
+    newest = run.newest() if run.resume else None
+    if newest:
+        base.load_adapter("policy", newest[0])
+    elif config.from_checkpoint:
+        base.load_adapter("policy", config.from_checkpoint)
+    else:
+        base.new_adapter("policy", config)
+    if newest:
+        return base, torch.load(newest[1], map_location=base.device, weights_only=False) | {"checkpoint": newest[0]}
+    return base, None
+
+
+def reference_adapter(base: Base, config: Any) -> str | None:
+    """The adapter that the policy is tied to: the frozen parent checkpoint, or None for the plain base."""
+    if config.reference == "parent" and config.from_checkpoint:
+        return base.attach(config.from_checkpoint)
+    return None
+
+
+def token_log_probs(
+    base: Base, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(log p (N,) of `targets` (N,), entropies (N,) or zeros) from the hidden states (N, d) that predict them."""
+    head = base.model.get_output_embeddings()
+    return TokenLogProbs.apply(hidden, head.weight, head.bias, targets, temperature, entropy, 256)
+
+
+def hold_out(config: TrainingConfig, read: Callable[[Path | str], list[Record]]) -> tuple[list[Record], list[Record]]:
+    """(training records, held-out records): from the validation file, or a share of the prompts."""
+    records = read(config.data)
+    if config.validation_data:
+        return records, read(config.validation_data)
+    if config.fold is not None and config.fold >= round(1 / config.validation_fraction):
+        raise InputError(
+            f"fold {config.fold} does not exist: validation_fraction {config.validation_fraction:g} makes "
+            f"{round(1 / config.validation_fraction)} folds, from 0"
+        )
+    return split_by_prompt(records, config.validation_fraction, config.seed, config.fold)
+
+
+class Optimizer:
+    """AdamW with warm-up, decay and clipping."""
+
+    def __init__(self, config: TrainingConfig, groups: list[tuple[list[nn.Parameter], float]], total: int) -> None:
+        self.config, self.total = config, total
+        self.rates = [rate for _, rate in groups]
+        self.parameters = [p for parameters, _ in groups for p in parameters]
+        self.adam = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate} for parameters, rate in groups],
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+
+    def factor(self, step: int) -> float:
+        """Share of the peak rate at step 1, 2, ..., total."""
+        warmup = math.ceil(self.config.warmup_ratio * self.total)
+        if step <= warmup:
+            return step / warmup
+        done = (step - 1 - warmup) / max(1, self.total - warmup)
+        if self.config.schedule == "constant":
+            return 1.0
+        return 1 - done if self.config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def step(self, step: int) -> dict[str, float]:
+        """Clip, update, clear; returns the gradient's norm before clipping and the rate."""
+        limit = self.config.max_grad_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        if math.isfinite(norm):  # the caller stops the run on a bad norm; the weights must not be spoilt before
+            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                group["lr"] = rate * self.factor(step)
+            self.adam.step()
+        self.adam.zero_grad()
+        return {"grad_norm": norm, "learning_rate": self.rates[0] * self.factor(step)}
+
+
+def means(tallies: Iterable[Tally]) -> dict[str, float]:
+    """Sums and counts of several forwards as means."""
+    total: dict[str, list[float]] = {}
+    for tally in tallies:
+        for name, (value, count) in tally.items():
+            entry = total.setdefault(name, [0.0, 0.0])
+            entry[0] += value
+            entry[1] += count
+    return {name: value / count for name, (value, count) in total.items() if count}
+
+
+def fit(
+    run: Run,
+    config: TrainingConfig,
+    base: Base,
+    objective: Objective,
+    train: Sequence[Group],
+    held: Sequence[Group],
+    head: nn.Linear | None = None,
+    resume: dict[str, Any] | None = None,
+    manifest: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Minimise the objective over the groups; writes metrics and checkpoints into the run.
+
+    Returns the run's result: last checkpoint, steps, and the held-out metrics.
+    """
+    base.set_trainable("policy")
+    parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
+    total = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
+    optimizer = Optimizer(config, [(parameters, config.learning_rate)], total)
+    done = 0
+    if resume:
+        done = int(resume["step"])
+        optimizer.adam.load_state_dict(resume["optimizer"])
+        objective.load_state(resume["objective"])
+    eval_every = config.eval_every or max(1, total // 10)
+    held_metrics: dict[str, float] = {}
+    checkpoint = resume["checkpoint"] if resume else None
+
+    def evaluate() -> dict[str, float]:
+        base.model.eval()
+        with torch.no_grad(), base.using("policy"):
+            return {f"eval/{name}": value for name, value in objective.evaluate(held).items()} if held else {}
+
+    def save(step: int) -> Path:
+        return run.save_checkpoint(
+            step,
+            lambda folder: base.save_adapter("policy", folder, head),
+            lambda path: torch.save(
+                {"step": step, "optimizer": optimizer.adam.state_dict(), "objective": objective.state()}, path
+            ),
+            {
+                "kind": "policy" if head is None else "reward",
+                "base_model": {"name": base.name, "sha256": base.sha256()},
+                "data": {"sha256": run.data_sha256, "groups": len(train), "comparisons": count_comparisons(train)},
+                "metrics": held_metrics,
+            }
+            | manifest(),
+        )
+
+    run.begin(done, total)
+    if not done and held:
+        run.log(0, evaluate())
+    for step in range(done + 1, total + 1):
+        batch = [train[i] for i in batch_of_step(len(train), config.batch_size, step, config.seed)]
+        denominator = objective.denominator(batch)
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+        base.model.train(config.lora_dropout > 0)
+        tallies, loss_sum = [], 0.0
+        with base.using("policy"):
+            for forward in packs(batch, config.tokens_per_forward, base.device):
+                loss, tally = objective.loss(forward)
+                (loss / denominator).backward()
+                loss_sum += float(loss.detach()) / denominator
+                tallies.append(tally)
+        metrics = {"loss": loss_sum} | means(tallies) | optimizer.step(step)
+        metrics["epoch"] = step * config.batch_size / len(train)
+        last = step == total or run.stop_requested
+        judge = last or every(step, eval_every) or every(step, config.save_every)
+        held_metrics = evaluate() if judge else {}
+        run.log(step, metrics | held_metrics)
+        if last or every(step, config.save_every):
+            checkpoint = save(step)
+        if last:
+            break
+    run.result = {"checkpoint": str(checkpoint), "steps": run.step} | held_metrics
+    return run.result
+
+
+def count_comparisons(groups: Sequence[Group]) -> int:
+    """Comparisons over all groups."""
+    return sum(len(group.comparisons) for group in groups)

@@ -1,0 +1,45 @@
+"""Base and adapter as one plain model folder, for transformers, vLLM and the llama.cpp converters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from data.records import InputError
+from training.models import Base
+from training.run import read_manifest
+
+
+def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, Any]:
+    """Write W + (alpha / r) BA, computed in fp32 and stored in the base's precision, with tokenizer and config."""
+    output = Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"{output}: is not empty; name a new folder")
+    kind = read_manifest(checkpoint)["kind"]
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    if kind == "reward":
+        model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=1, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None):
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    merged = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        merged.to(base.model.dtype).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if output.exists():
+            output.rmdir()
+        os.replace(partial, output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {"output": str(output), "kind": kind, "base_model": base.name}
