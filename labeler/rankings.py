@@ -147,7 +147,7 @@ def check_ranks(ranks: Sequence[Any], count: int, all_bad: bool) -> list[Rank]:
 def save_draft(store: Store, user: User, assignment_id: int, draft: dict[str, Any]) -> bool:
     """Keep an unfinished ranking, and the lease with it; False where the task is not open any more.
 
-    `draft` holds ranks (display order), all_bad and comment.
+    `draft` holds ranks (display order), all_bad, comment, and `order` (where the cards were dragged to).
     """
     with store.write() as db:
         row = one(
@@ -169,7 +169,12 @@ def clean_draft(draft: dict[str, Any], count: int) -> dict[str, Any]:
     ranks = ranks if isinstance(ranks, list) and len(ranks) == count else [None] * count
     check_ranks(ranks, count, all_bad=True)
     comment = str(draft.get("comment") or "")[:MAX_COMMENT]
-    return {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
+    clean = {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
+    order = draft.get("order")
+    if isinstance(order, list) and order != list(range(count)):
+        if all(isinstance(i, int) for i in order) and sorted(order) == list(range(count)):
+            clean["order"] = order
+    return clean
 
 
 def _write_draft(db: Database, assignment_id: int, draft: dict[str, Any]) -> None:
@@ -180,21 +185,25 @@ def _write_draft(db: Database, assignment_id: int, draft: dict[str, Any]) -> Non
     )
 
 
+_LAST_EVENT = """SELECT e.assignment_id, e.kind, e.payload FROM events AS e
+    JOIN assignments AS a ON a.id = e.assignment_id
+    WHERE e.user_id = ? AND e.source = 'task'
+        AND (e.kind, a.state) IN (VALUES ('submit', 'submitted'), ('skip', 'skipped'))
+    ORDER BY e.id DESC LIMIT 1"""
+
+
+def can_undo(store: Store, user: User) -> bool:
+    """Whether `undo` would find something to take back."""
+    return one(store.db, _LAST_EVENT, [user.id]) is not None
+
+
 def undo(store: Store, user: User, uuid: str) -> int | None:
     """Take back this person's last submit or skip in the Rank tab: the task is open again, with what they had said.
 
     Returns the assignment's id; None where there is nothing to take back, or the UUID was stored before.
     """
     with store.write() as db:
-        last = one(
-            db,
-            """SELECT e.assignment_id, e.kind, e.payload FROM events AS e
-               JOIN assignments AS a ON a.id = e.assignment_id
-               WHERE e.user_id = ? AND e.source = 'task'
-                   AND (e.kind, a.state) IN (VALUES ('submit', 'submitted'), ('skip', 'skipped'))
-               ORDER BY e.id DESC LIMIT 1""",
-            [user.id],
-        )
+        last = one(db, _LAST_EVENT, [user.id])
         if last is None or one(db, "SELECT 1 FROM events WHERE uuid = ?", [uuid]):
             return None
         _record(db, user, Event(uuid, last["assignment_id"], "retract"))

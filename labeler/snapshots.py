@@ -1,0 +1,240 @@
+"""Training data out of the store: chosen by filters, written once, named by its hash.
+
+Kinds: `preferences` (one row a ranking), `demonstrations` (a prompt and one answer worth imitating), `prompts`.
+Rows come in the order in which they were made, so the same events give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from data.formats import write_rows
+from data.preferences import file_sha256
+from data.records import InputError
+from labeler.store import Row, Store, rows, scalar
+from labeler.users import User
+
+KINDS = ("preferences", "demonstrations", "prompts")
+FILTERS = {
+    "annotators": "only rankings of these people (names)",
+    "exclude_annotators": "no rankings of these people (names)",
+    "categories": "only prompts of these categories",
+    "sources": "only rankings from these sources: task, compare, chat, import, api, simulated",
+    "checkpoint_ids": "only completions of these checkpoints (ids)",
+    "since": "only rankings made at or after this time (unix seconds)",
+    "until": "only rankings made before this time (unix seconds)",
+    "event_high_water": "nothing that was said after this event (id)",
+    "top_ranked_as_demonstrations": "let SFT learn from completions that are alone on rank 1 (default true)",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A file of training data. `event_high_water` is the id of the last event that existed when it was made."""
+
+    id: int
+    path: Path
+    sha256: str
+    counts: dict[str, int]
+    event_high_water: int
+
+
+def count(store: Store, filters: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """What there is to learn from: rankings, comparisons (ties included), ties, prompts, annotators, demonstrations.
+
+    `prompts` counts all prompts that pass the filters, ranked or not.
+    """
+    chosen = _check(filters)
+    db = store.db
+    counts = _count_rankings(list(_rankings(db, chosen)))
+    counts["prompts"] = sum(1 for _ in _prompts(db, chosen))
+    counts["demonstrations"] = sum(1 for _ in _demonstrations(db, chosen))
+    return counts
+
+
+def write_snapshot(
+    store: Store, path: Path, kind: str, filters: Mapping[str, Any] | None, created_by: User | int | None
+) -> Snapshot:
+    """Write the rows of that kind to `path` (JSONL) and remember what was written.
+
+    Raises InputError where no row passes the filters; no file is left then.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of data {kind!r}; use one of {', '.join(KINDS)}")
+    chosen = _check(filters)
+    with store.write() as db:  # one transaction: the rows, the counts and the high-water mark belong together
+        high_water = scalar(db, "SELECT coalesce(max(id), 0) FROM events")
+        high_water = min(high_water, chosen.get("event_high_water", high_water))
+        chosen["event_high_water"] = high_water
+        made = {"preferences": _rankings, "demonstrations": _demonstrations, "prompts": _prompts}[kind](db, chosen)
+        found = list(made)
+        if not found:
+            raise InputError(_nothing(kind))
+        counts = {"rows": len(found)}
+        if kind == "preferences":
+            counts |= _count_rankings(found)
+        counts["prompts"] = len({json.dumps(row["prompt"]) for row in found})
+        write_rows(path, found)
+        digest = file_sha256(path)
+        folder = store.path.parent
+        cursor = db.execute(
+            "INSERT INTO snapshots (kind, path, sha256, filters, counts, event_high_water, created_by)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                kind,
+                str(path.relative_to(folder) if path.is_relative_to(folder) else path),
+                digest,
+                json.dumps(chosen),
+                json.dumps(counts),
+                high_water,
+                created_by.id if isinstance(created_by, User) else created_by,
+            ],
+        )
+        return Snapshot(int(cursor.lastrowid or 0), path, digest, counts, high_water)
+
+
+def _nothing(kind: str) -> str:
+    return {
+        "preferences": "there are no rankings to learn from yet; rank some completions in the Rank tab first",
+        "demonstrations": "there are no demonstrations to learn from yet; rank completions with one alone at the top, "
+        "or import demonstrations in the Data tab",
+        "prompts": "there are no prompts yet; import some in the Data tab",
+    }[kind]
+
+
+def _check(filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    chosen = {key: value for key, value in (filters or {}).items() if value is not None and value != []}
+    unknown = sorted(set(chosen) - set(FILTERS))
+    if unknown:
+        raise InputError(f"unknown filter {', '.join(unknown)}; use {', '.join(FILTERS)}")
+    return chosen
+
+
+def _count_rankings(found: list[Row]) -> dict[str, int]:
+    pairs = ties = 0
+    for row in found:
+        ranked = [rank for rank in row["ranks"] if rank is not None]
+        pairs += len(ranked) * (len(ranked) - 1) // 2
+        ties += sum(first == second for first, second in combinations(ranked, 2))
+    annotators = len({row["annotator"] for row in found})
+    return {"rankings": len(found), "comparisons": pairs, "ties": ties, "annotators": annotators}
+
+
+def _in(column: str, values: Any, params: list[Any], negate: bool = False) -> str:
+    params.append(json.dumps(list(values)))
+    return f"{column} {'NOT ' if negate else ''}IN (SELECT value FROM json_each(?))"
+
+
+def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
+    """The rankings in force at the high-water mark that pass the filters, with their completions in task order."""
+    high_water = filters.get("event_high_water")
+    params: list[Any] = []
+    if high_water is None:
+        source, where = "latest_rankings AS r", ["1"]
+    else:  # the view knows only the present
+        source = """(SELECT e.id AS event_id, e.uuid, e.user_id, e.source, e.payload, e.created_at, t.prompt_id
+            FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
+            WHERE e.kind = 'submit' AND e.id <= ? AND NOT EXISTS (SELECT 1 FROM events AS later
+                WHERE later.assignment_id = e.assignment_id AND later.id > e.id AND later.id <= ?
+                    AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate'))) AS r"""
+        params += [high_water, high_water]
+        where = ["1"]
+    if "annotators" in filters:
+        where.append(_in("lower(u.name)", [name.lower() for name in filters["annotators"]], params))
+    if "exclude_annotators" in filters:
+        where.append(_in("lower(u.name)", [name.lower() for name in filters["exclude_annotators"]], params, True))
+    if "categories" in filters:
+        where.append(_in("p.category", filters["categories"], params))
+    if "sources" in filters:
+        where.append(_in("r.source", filters["sources"], params))
+    if "since" in filters:
+        where.append("r.created_at >= ?")
+        params.append(filters["since"])
+    if "until" in filters:
+        where.append("r.created_at < ?")
+        params.append(filters["until"])
+    sql = f"""SELECT r.event_id, r.uuid, r.source, r.payload, p.messages, p.id AS prompt_id, u.name AS annotator
+        FROM {source} JOIN prompts AS p ON p.id = r.prompt_id JOIN users AS u ON u.id = r.user_id
+        WHERE {" AND ".join(where)} ORDER BY r.event_id"""
+    wanted = set(filters["checkpoint_ids"]) if "checkpoint_ids" in filters else None
+    for row in rows(db, sql, params):
+        payload = json.loads(row.pop("payload"))
+        completions = _completions(db, payload["completion_ids"])
+        kept = [
+            (completion, rank)
+            for completion, rank in zip(completions, payload["ranks"], strict=True)
+            # an empty answer is nothing to train on, and a row that holds one would be refused
+            if completion["text"].strip() and (wanted is None or completion["checkpoint_id"] in wanted)
+        ]
+        yield {**row, "messages": json.loads(row["messages"]), "payload": payload, "kept": kept}
+
+
+def _completions(db: Database, ids: list[int]) -> list[Row]:
+    sql = "SELECT id, text, checkpoint_id FROM completions WHERE id IN (SELECT value FROM json_each(?))"
+    found = {row["id"]: row for row in rows(db, sql, [json.dumps(ids)])}
+    return [found[i] for i in ids]
+
+
+def _rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
+    for found in _in_force(db, filters):
+        payload = found["payload"]
+        ranks = [rank for _, rank in found["kept"]]
+        if payload["all_bad"] or sum(rank is not None for rank in ranks) < 2:
+            continue
+        row: Row = {
+            "prompt": found["messages"],
+            "completions": [completion["text"] for completion, _ in found["kept"]],
+            "ranks": ranks,
+            "annotator": found["annotator"],
+            "weight": payload.get("weight", 1.0),
+            "source": found["source"],
+            "event": found["uuid"],
+        }
+        if payload.get("margin"):
+            row["margin"] = payload["margin"]
+        yield row
+
+
+def _demonstrations(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
+    """Answers people wrote: imported, or rewritten while ranking; then completions alone on rank 1."""
+    if not set(filters) & {"annotators", "exclude_annotators", "sources", "checkpoint_ids", "since", "until"}:
+        params: list[Any] = []
+        where = "AND " + _in("p.category", filters["categories"], params) if "categories" in filters else ""
+        sql = f"""SELECT p.messages, c.text FROM completions AS c JOIN prompts AS p ON p.id = c.prompt_id
+            WHERE c.source = 'demonstration' {where} ORDER BY c.id"""
+        for row in rows(db, sql, params):
+            yield {"prompt": json.loads(row["messages"]), "completion": row["text"], "source": "written"}
+    top_ranked = filters.get("top_ranked_as_demonstrations", True)
+    seen: set[tuple[int, str]] = set()
+    for found in _in_force(db, filters):
+        payload, best = found["payload"], []
+        rewrite = payload.get("rewrite")
+        if isinstance(rewrite, str) and rewrite.strip():
+            best.append((rewrite, "rewrite"))
+        if top_ranked and not payload["all_bad"]:
+            ranked = sorted((rank, completion["text"]) for completion, rank in found["kept"] if rank is not None)
+            if len(ranked) >= 2 and ranked[0][0] < ranked[1][0]:
+                best.append((ranked[0][1], "top-ranked"))
+        for text, source in best:
+            if (found["prompt_id"], text) not in seen:
+                seen.add((found["prompt_id"], text))
+                row = {"prompt": found["messages"], "completion": text, "source": source}
+                yield {**row, "annotator": found["annotator"], "event": found["uuid"]}
+
+
+def _prompts(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
+    params: list[Any] = []
+    where = "WHERE " + _in("category", filters["categories"], params) if "categories" in filters else ""
+    for row in rows(db, f"SELECT id, external_id, messages, category FROM prompts {where} ORDER BY id", params):
+        yield {
+            "prompt": json.loads(row["messages"]),
+            "category": row["category"],
+            "id": row["external_id"] or str(row["id"]),
+        }

@@ -1,0 +1,43 @@
+"""The pages: a header and one tab for each step of the loop."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from labeler.ui import chat, compare, data, rank, runs, theme, train
+from labeler.workspace import Workspace
+
+TABS = (
+    ("Rank", rank.build),
+    ("Chat", chat.build),
+    ("Compare", compare.build),
+    ("Train", train.build),
+    ("Runs", runs.build),
+    ("Data", data.build),
+)
+
+HEADER = """
+<header class="site-header">
+  <strong class="site-name">Preference Loop</strong>
+  <span class="site-running" role="status" hidden></span>
+  <span class="site-user"></span>
+  <form class="site-logout" method="post" action="logout" hidden><button>Log out</button></form>
+</header>
+"""
+
+
+def build(workspace: Workspace) -> gr.Blocks:
+    """The whole page. Nothing on it needs the model until somebody chats."""
+    with gr.Blocks(title="Preference Loop", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            html_template=HEADER,
+            js_on_load=theme.script("header.js"),
+            apply_default_css=False,
+            elem_id="site-header",
+            container=False,
+        )
+        with gr.Tabs(elem_id="tabs"):
+            for label, build_tab in TABS:
+                with gr.Tab(label, id=label.lower(), elem_id=f"tab-{label.lower()}"):
+                    build_tab(workspace)
+    return page
