@@ -185,7 +185,7 @@ def m002_jobs(db: Database) -> None:
                 state TEXT NOT NULL
                     CHECK (state IN ('queued', 'running', 'finished', 'failed', 'stopped', 'interrupted')),
                 snapshot_id INTEGER REFERENCES snapshots (id),
-                parent_checkpoint_id INTEGER REFERENCES checkpoints (id), -- what it starts from; NULL: the base model
+                parent_checkpoint_id INTEGER NOT NULL REFERENCES checkpoints (id), -- what it starts from
                 reward_checkpoint_id INTEGER REFERENCES checkpoints (id), -- what PPO is rewarded by
                 resume INTEGER NOT NULL DEFAULT 0, -- 1: go on from the newest checkpoint instead of from the start
                 queued_at REAL NOT NULL,
@@ -193,7 +193,7 @@ def m002_jobs(db: Database) -> None:
                 pid INTEGER,
                 process_started REAL, -- beside the pid, because pids are used again
                 error TEXT,
-                result TEXT CHECK (json_valid(result)),
+                result TEXT CHECK (result IS NULL OR json_valid(result)),
                 created_by INTEGER REFERENCES users (id),
                 created_at REAL NOT NULL,
                 started_at REAL,

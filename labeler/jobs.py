@@ -1,0 +1,301 @@
+"""Training runs as rows: asked for here, carried out by the worker."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.records import InputError
+from labeler import checkpoints, snapshots
+from labeler.store import Row, Store, one, rows
+from labeler.users import User
+from labeler.workspace import Workspace
+from training import config, run
+
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "training")
+PROJECT = Path(__file__).resolve().parent.parent
+
+SNAPSHOT_KINDS = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
+"""What each method learns from."""
+
+TITLES = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
+
+OPEN_STATES = ("queued", "running")
+RESUMABLE_STATES = ("failed", "stopped", "interrupted")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Times are unix seconds. `pid` with `process_started` names a process; a pid alone may be reused."""
+
+    id: str
+    method: str
+    config: dict[str, Any]
+    state: str
+    snapshot_id: int | None
+    parent_checkpoint_id: int
+    reward_checkpoint_id: int | None
+    resume: bool
+    queued_at: float
+    stop_requested_at: float | None
+    pid: int | None
+    process_started: float | None
+    error: str | None
+    result: dict[str, Any] | None
+    created_by: int | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def label(self) -> str:
+        return checkpoints.run_label(self.id)
+
+
+def _from_row(row: Row) -> Job:
+    result = json.loads(row["result"]) if row["result"] else None
+    return Job(**{**row, "config": json.loads(row["config"]), "result": result, "resume": bool(row["resume"])})
+
+
+def get(store: Store, job_id: str) -> Job:
+    """Raises InputError where there is no such run."""
+    row = one(store.db, "SELECT * FROM jobs WHERE id = ?", [job_id])
+    if row is None:
+        raise InputError(f"there is no run {job_id}")
+    return _from_row(row)
+
+
+def list_jobs(store: Store, states: Sequence[str] = ()) -> list[Job]:
+    """Newest first; all of them, or those in the given states."""
+    where = f"WHERE state IN ({', '.join('?' for _ in states)})" if states else ""
+    return [_from_row(row) for row in rows(store.db, f"SELECT * FROM jobs {where} ORDER BY id DESC", list(states))]
+
+
+def queue(store: Store) -> list[Job]:
+    """Those that wait, in the order in which they will be started."""
+    sql = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY queued_at, id"
+    return [_from_row(row) for row in rows(store.db, sql)]
+
+
+def create(
+    workspace: Workspace,
+    user: User,
+    method: str,
+    settings: dict[str, Any],
+    filters: dict[str, Any] | None = None,
+    *,
+    parent_id: int | None = None,
+    reward_id: int | None = None,
+) -> str:
+    """Snapshot the data, write the run folder, queue the run; returns its id.
+
+    settings: knobs by name; what is left out keeps its default. parent_id: the policy checkpoint to start from
+    (None: the base model). reward_id: the reward model, for PPO only.
+    Raises InputError, and leaves nothing behind, where a setting is wrong or there is nothing to learn from.
+    """
+    if method not in config.METHODS:
+        raise InputError(f"unknown method {method!r}; choose one of {', '.join(config.METHODS)}")
+    settings = {**settings, "base_model": _portable_model(workspace.base_model)}
+    if parent_id is None or parent_id == workspace.base_checkpoint_id:
+        parent_id = workspace.base_checkpoint_id
+    else:
+        settings["from_checkpoint"] = str(_usable(workspace, parent_id, "policy"))
+    if method == "ppo":
+        if reward_id is None:
+            raise InputError("PPO needs a reward model to learn from; train one first, then choose it here")
+        settings["reward_model"] = str(_usable(workspace, reward_id, "reward"))
+    else:
+        reward_id = None
+
+    folder = _new_folder(workspace, method)
+    try:
+        kind = SNAPSHOT_KINDS[method]
+        data = folder / f"{kind}.jsonl"
+        values = config.to_dict(
+            config.from_dict(config.METHODS[method], {**settings, "data": str(data), "output": str(folder)})
+        )
+        snapshot = snapshots.write_snapshot(workspace.store, data, kind, filters or {}, user.id)
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        now = time.time()
+        with workspace.store.write() as db:
+            db.table("jobs").insert(
+                {
+                    "id": folder.name,
+                    "method": method,
+                    "config": json.dumps(values),
+                    "state": "queued",
+                    "snapshot_id": snapshot.id,
+                    "parent_checkpoint_id": parent_id,
+                    "reward_checkpoint_id": reward_id,
+                    "queued_at": now,
+                    "created_by": user.id,
+                    "created_at": now,
+                }
+            )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder.name
+
+
+def _portable_model(name: str) -> str:
+    """A local folder by its absolute path, so that the command line works from anywhere; a hub name as it is."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def _usable(workspace: Workspace, checkpoint_id: int, kind: str) -> Path:
+    checkpoint = checkpoints.get(workspace.store, checkpoint_id)
+    path = checkpoints.folder(workspace, checkpoint)
+    if checkpoint.kind != kind or path is None:
+        raise InputError(f"{checkpoint.name} is a {checkpoint.kind} model; a {kind} model is needed here")
+    if checkpoint.base_model != workspace.base_model:
+        raise InputError(
+            f"{checkpoint.name} belongs to another base model ({checkpoint.base_model}); choose another one"
+        )
+    return path
+
+
+def _new_folder(workspace: Workspace, method: str) -> Path:
+    """Make the next run's folder. mkdir is what makes the number ours alone."""
+    workspace.runs_folder.mkdir(parents=True, exist_ok=True)
+    taken = [path.name for path in workspace.runs_folder.iterdir()]
+    taken += [row["id"] for row in rows(workspace.store.db, "SELECT id FROM jobs")]
+    number = max((int(name[:4]) for name in taken if name[:4].isdigit()), default=0) + 1
+    while True:
+        if not any(workspace.runs_folder.glob(f"{number:04d}-*")):
+            folder = workspace.runs_folder.resolve() / f"{number:04d}-{method}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                pass
+        number += 1
+
+
+def request_stop(store: Store, job_id: str) -> None:
+    """Ask a run to save and stop; one that still waits is taken off the queue. Asking twice changes nothing."""
+    now = time.time()
+    with store.write() as db:
+        db.execute(
+            "UPDATE jobs SET state = 'stopped', finished_at = ? WHERE id = ? AND state = 'queued'", [now, job_id]
+        )
+        db.execute(
+            "UPDATE jobs SET stop_requested_at = ? WHERE id = ? AND state = 'running' AND stop_requested_at IS NULL",
+            [now, job_id],
+        )
+
+
+def resume(workspace: Workspace, job_id: str) -> None:
+    """Queue a run that did not finish; it goes on from its newest checkpoint, or starts again where it has none."""
+    job = get(workspace.store, job_id)
+    if not (workspace.runs_folder / job_id / "config.json").is_file():
+        raise InputError(f"the folder of {job.label} is gone, so it cannot be resumed; start a new run")
+    with workspace.store.write() as db:
+        changed = db.execute(
+            f"""UPDATE jobs SET state = 'queued', resume = 1, queued_at = ?, stop_requested_at = NULL, pid = NULL,
+                process_started = NULL, error = NULL, finished_at = NULL
+            WHERE id = ? AND state IN ({", ".join("?" for _ in RESUMABLE_STATES)})""",
+            [time.time(), job_id, *RESUMABLE_STATES],
+        ).rowcount
+    if not changed:
+        raise InputError(f"{job.label} is {get(workspace.store, job_id).state}; there is nothing to resume")
+
+
+def claim(store: Store) -> Job | None:
+    """The first run that waits becomes the running one, unless one runs already. Atomic."""
+    with store.write() as db:
+        row = one(
+            db,
+            """UPDATE jobs SET state = 'running', started_at = ?, pid = NULL, process_started = NULL
+            WHERE id = (SELECT id FROM jobs WHERE state = 'queued' ORDER BY queued_at, id LIMIT 1)
+                AND NOT EXISTS (SELECT 1 FROM jobs WHERE state = 'running')
+            RETURNING *""",
+            [time.time()],
+        )
+    return _from_row(row) if row else None
+
+
+def set_process(store: Store, job_id: str, pid: int, started: float) -> None:
+    with store.write() as db:
+        db.execute("UPDATE jobs SET pid = ?, process_started = ? WHERE id = ?", [pid, started, job_id])
+
+
+def requeue(store: Store, job_id: str) -> None:
+    """Put back a run whose process was never started."""
+    with store.write() as db:
+        db.execute("UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'", [job_id])
+
+
+def close(store: Store, job_id: str, state: str, error: str | None, result: dict[str, Any] | None) -> None:
+    """A running job has ended."""
+    with store.write() as db:
+        db.execute(
+            """UPDATE jobs SET state = ?, error = ?, result = ?, finished_at = ?, pid = NULL, process_started = NULL
+            WHERE id = ? AND state = 'running'""",
+            [state, error, json.dumps(result) if result is not None else None, time.time(), job_id],
+        )
+
+
+def command(workspace: Workspace, job: Job) -> list[str]:
+    """The run's command, with absolute paths."""
+    folder = (workspace.runs_folder / job.id).resolve()
+    words = [*PROGRAM, job.method, "--config", str(folder / "config.json"), "--output", str(folder)]
+    if job.resume and run.checkpoints(folder):
+        words.append("--resume")
+    return words
+
+
+def command_line(workspace: Workspace, job: Job) -> str:
+    """The same, as one could type it in any folder."""
+    return f"cd {shlex.quote(str(PROJECT))} && {shlex.join(command(workspace, job))}"
+
+
+def running_line(store: Store) -> str:
+    """What is going on, in a few plain words for the header: "DPO 62/200, 4 min left · 2 waiting". "" when idle."""
+    parts = []
+    for job in list_jobs(store, ["running"]):
+        status = run.read_status(store.path.parent / "runs" / job.id) or {}
+        parts.append(progress_line(job, status))
+    waiting = len(queue(store))
+    if waiting:
+        parts.append(f"{waiting} waiting")
+    return " · ".join(parts)
+
+
+def progress_line(job: Job, status: dict[str, Any]) -> str:
+    """ "DPO 62/200, 4 min left" from a job and its status.json."""
+    title = TITLES.get(job.method, job.method)
+    if job.stop_requested_at is not None:
+        return f"{title} is saving and stopping"
+    step, total, eta = status.get("step"), status.get("total_steps"), status.get("eta_seconds")
+    if not fresh(job, status) or not total:
+        return f"{title} is starting"
+    left = f", {duration(eta)} left" if eta is not None and step else ""
+    return f"{title} {step}/{total}{left}"
+
+
+def fresh(job: Job, status: dict[str, Any] | None) -> bool:
+    """Whether status.json was written by this start of the run, not by the one before a resume."""
+    return (
+        bool(status) and job.started_at is not None and float((status or {}).get("updated_at") or 0) >= job.started_at
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time span in the words people use: "40 s", "4 min", "1 h 20 min"."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -1,0 +1,201 @@
+"""The Compare tab: one prompt, two to four checkpoints side by side, a blind vote, then the names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from data.records import InputError, Message
+from labeler import checkpoints
+from labeler.auth import current_user
+from labeler.chat import Sampling, conversation, of_workspace
+from labeler.compare import LETTERS, Round, Rounds
+from labeler.ui import page
+from labeler.ui.chat import GENERATION, REDRAW_SECONDS, loading, sampling_fields
+from labeler.ui.markdown import render
+from labeler.ui.run_view import notice
+from labeler.workspace import Workspace
+
+NOBODY = 0
+"""The choice "none" in the menus of the third and fourth side."""
+
+PAIR_VOTES: dict[str, tuple[list[int | None], bool]] = {
+    "A better": ([1, 2], False),
+    "B better": ([2, 1], False),
+    "Tie": ([1, 1], False),
+    "Both bad": ([None, None], True),
+}
+
+EMPTY = (
+    '<p class="empty">The answers appear here side by side. You vote without knowing which is which; your vote becomes '
+    "a preference to train on.</p>"
+)
+
+
+def build(workspace: Workspace) -> None:
+    """Make the tab's content where the caller stands in the page."""
+    chat = of_workspace(workspace)
+    rounds = Rounds(chat)
+    stops: dict[str, threading.Event] = {}
+
+    with gr.Row(elem_classes="pickers"):
+        pickers = [
+            gr.Dropdown([], label=f"{place} model", elem_id=f"compare-model-{number}", min_width=160)
+            for number, place in enumerate(("First", "Second", "Third", "Fourth"), 1)
+        ]
+    prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, elem_id="compare-prompt")
+    with gr.Row(elem_classes="compare-bar"):
+        run = gr.Button("Compare", variant="primary", scale=0, min_width=140, elem_id="compare-run")
+        stop = gr.Button("Stop", variant="stop", scale=0, min_width=140, visible=False, elem_id="compare-stop")
+        blind = gr.Checkbox(
+            True, label="Blind: shuffle the sides and hide their names", scale=1, elem_id="compare-blind"
+        )
+    with gr.Accordion("Settings", open=False):
+        system = gr.Textbox(label="System prompt", lines=2, info="The same for all. Empty: the model's own default.")
+        with gr.Row(elem_classes="knobs"):
+            settings = sampling_fields()
+    problem = gr.HTML(elem_id="compare-problem")
+    sides = gr.HTML(EMPTY, elem_id="compare-sides")
+    with gr.Row(visible=False, elem_classes="votes", elem_id="compare-votes") as pair_row:
+        pair_buttons = [gr.Button(name, min_width=120) for name in PAIR_VOTES]
+    with gr.Column(visible=False, elem_id="compare-ranks") as rank_row:
+        gr.HTML('<p class="meta">1 is best; equal numbers tie; – says nothing about that answer.</p>')
+        with gr.Row(elem_classes="knobs"):
+            ranks = [
+                gr.Radio(
+                    [("1", 1), ("2", 2), ("3", 3), ("4", 4), ("–", NOBODY)], value=NOBODY, label=letter, visible=False
+                )
+                for letter in LETTERS
+            ]
+        with gr.Row(elem_classes="votes"):
+            submit = gr.Button("Submit ranking", variant="primary", min_width=140)
+            all_bad = gr.Button("All bad", min_width=140)
+    # an id that cannot be guessed, and that names nothing: the round itself, with its names, stays in `rounds`
+    round_id = gr.State("")
+
+    outputs = [round_id, problem, sides, run, stop, pair_row, rank_row, *ranks]
+
+    def frame(found: Round | None, problem_html: str = "", busy: bool = False) -> list[Any]:
+        votable = found is not None and found.finished and found.task_id is None
+        count = len(found.sides) if found else 0
+        return [
+            found.id if found else "",
+            problem_html,
+            draw(found) if found else EMPTY,
+            gr.update(visible=not busy),
+            gr.update(visible=busy),
+            gr.update(visible=votable and count == 2),
+            gr.update(visible=votable and count > 2),
+            *(gr.Radio(visible=votable and 2 < count > place) for place in range(len(LETTERS))),
+        ]
+
+    def compare(request: gr.Request, text: str, hidden: bool, prompt_text: str, *rest: Any) -> Iterator[list[Any]]:
+        key = request.session_hash or ""
+        stopped = stops[key] = threading.Event()
+        found: Round | None = None
+        try:
+            user = current_user(request, workspace)
+            sampling = Sampling(*rest[: len(settings)])
+            chosen = [int(value) for value in rest[len(settings) :] if value]
+            if not text or not text.strip():
+                raise InputError("Write a prompt first.")
+            messages = conversation([Message(role="user", content=text)], prompt_text)
+            found = rounds.start(user, messages, chosen, sampling, hidden)
+            for seconds in chat.wait():
+                yield frame(found, loading(workspace.base_model, seconds), busy=True)
+            yield [*frame(found, "", busy=True)[: -len(ranks)], *(gr.Radio(value=NOBODY, visible=False) for _ in ranks)]
+            drawn = time.monotonic()
+            with closing(rounds.answer(found)) as turns:  # type: ignore[type-var]
+                for _ in turns:
+                    if stopped.is_set():
+                        break
+                    if time.monotonic() - drawn > REDRAW_SECONDS:
+                        drawn = time.monotonic()
+                        yield frame(found, "", busy=True)
+            told = "" if found.finished else "Stopped. A vote needs whole answers: run the comparison again."
+            yield frame(found, notice(told, "info"))
+        except InputError as error:
+            yield frame(None, notice(str(error)))
+        finally:
+            stops.pop(key, None)
+
+    def vote(name: str) -> Any:
+        def handler(request: gr.Request, round_key: str, *given: Any) -> list[Any]:
+            try:
+                user = current_user(request, workspace)
+                if name in PAIR_VOTES:
+                    order, bad = PAIR_VOTES[name]
+                else:
+                    count = len(rounds.get(round_key, user).sides)
+                    bad = name == "All bad"
+                    order = [None if bad or not rank else int(rank) for rank in given[:count]]
+                found = rounds.vote(round_key, user, order, bad)
+            except InputError as error:
+                return [gr.skip(), notice(str(error)), *(gr.skip() for _ in outputs[2:])]
+            return frame(found, notice("Stored. It counts in the next training run.", "info"))
+
+        return handler
+
+    def halt(request: gr.Request) -> None:
+        event = stops.get(request.session_hash or "")
+        if event is not None:
+            event.set()
+
+    def refresh(*chosen: Any) -> list[Any]:
+        found = checkpoints.choices(workspace)
+        newest = next((value for _, value in found if value != workspace.base_checkpoint_id), None)
+        optional = [("none", NOBODY), *found]
+        return [
+            gr.Dropdown(found, value=page.keep_choice(found, chosen[0], workspace.base_checkpoint_id)),
+            gr.Dropdown(found, value=page.keep_choice(found, chosen[1], newest)),
+            *(gr.Dropdown(optional, value=page.keep_choice(optional, value, NOBODY)) for value in chosen[2:]),
+        ]
+
+    def advice(*chosen: Any) -> str:
+        if len(checkpoints.choices(workspace)) > 1:
+            return ""
+        return notice(
+            "There is only the base model so far. Train a DPO, PPO or SFT run to have something to compare.", "info"
+        )
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    run.click(compare, [prompt, blind, system, *settings, *pickers], outputs, **quiet, **GENERATION)
+    stop.click(halt, None, None, queue=False, **quiet)
+    for button in (*pair_buttons, submit, all_bad):
+        button.click(vote(str(button.value)), [round_id, *ranks], outputs, **quiet)
+    page.on_show(refresh, pickers, pickers)
+    page.on_show(advice, [], [problem])
+
+
+def draw(found: Round) -> str:
+    """The answers side by side; names only where they may be known."""
+    return (
+        f'<div class="sides sides-{len(found.sides)}">{"".join(_side(found, i) for i in range(len(found.sides)))}</div>'
+    )
+
+
+def _side(found: Round, place: int) -> str:
+    side = found.sides[place]
+    name = f'<span class="name">{escape(side.checkpoint.name)}</span>' if found.revealed else ""
+    mark = ""
+    if found.task_id is not None:
+        rank = found.ranks[place] if place < len(found.ranks) else None
+        words = "bad" if found.all_bad else "not ranked" if rank is None else f"rank {rank}"
+        mark = f'<span class="chip">{words}</span>'
+    # how many tokens and why it ended are shown with the vote's result only: they may give a side away
+    ended = ""
+    if found.task_id is not None and side.finish_reason:
+        cut = ", cut at the maximum length" if side.finish_reason == "length" else ""
+        ended = f'<p class="meta">{side.num_tokens} tokens{cut}</p>'
+    text = render(side.text) if side.text.strip() else "<p>(empty answer)</p>" if side.finish_reason else "<p>…</p>"
+    return (
+        f'<article class="side" aria-label="Answer {LETTERS[place]}">'
+        f"<header><b>{LETTERS[place]}</b>{name}{mark}</header>"
+        f'<div class="answer" dir="auto">{text}</div>{ended}</article>'
+    )

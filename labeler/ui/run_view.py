@@ -1,0 +1,247 @@
+"""One run as people see it: where it stands, its curves, log, configuration and checkpoints. For Train and for Runs.
+
+Everything is drawn from the store and the run folder, so a reload, another browser or a restart shows the same.
+Whatever comes from a run (names, messages, logs) is escaped here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from labeler import checkpoints, jobs, worker
+from labeler.jobs import Job
+from labeler.store import one
+from labeler.ui import plots
+from labeler.workspace import Workspace
+from training import run
+
+STATES = {
+    "queued": ("…", "waiting"),
+    "running": ("●", "running"),
+    "finished": ("✓", "finished"),
+    "failed": ("✕", "failed"),
+    "stopped": ("■", "stopped"),
+    "interrupted": ("⚡", "interrupted"),
+}
+"""A sign beside the word: state is never told by colour alone."""
+
+EMPTY_LOG = "The log is empty so far."
+
+
+class RunView:
+    """The components that show one run, made where the caller stands in the page.
+
+    `outputs` take what `updates` gives.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.head = gr.HTML()
+        with gr.Row(elem_classes="run-buttons"):
+            self.stop = gr.Button("Stop and save", visible=False, min_width=140, scale=0)
+            self.resume = gr.Button("Resume", variant="primary", visible=False, min_width=140, scale=0)
+        self.curves = gr.HTML()
+        self.checkpoints = gr.HTML()
+        with gr.Accordion("Log", open=False, visible=False) as self.log_fold:
+            self.log = gr.HTML()
+        with gr.Accordion("All other metrics", open=False, visible=False) as self.others_fold:
+            self.others = gr.HTML()
+        with gr.Accordion("Command line and configuration", open=False, visible=False) as self.command_fold:
+            self.command = gr.HTML()
+        self.seen: Any = gr.State(None)  # what this page shows, so that a look at an unchanged run sends nothing
+        self.outputs = [
+            self.seen,
+            self.head,
+            self.stop,
+            self.resume,
+            self.curves,
+            self.checkpoints,
+            self.log_fold,
+            self.log,
+            self.others_fold,
+            self.others,
+            self.command_fold,
+            self.command,
+        ]
+
+    def updates(self, job: Job | None, seen: Any) -> list[Any]:
+        """New values for `outputs`; nothing where the page shows this already."""
+        if job is None:
+            if seen == "none":
+                return [gr.skip() for _ in self.outputs]
+            hidden = gr.update(visible=False)
+            return ["none", "", hidden, hidden, "", "", hidden, "", hidden, "", hidden, ""]
+        folder = self.workspace.runs_folder / job.id
+        key = (_stamp(folder, job), len(checkpoints.of_run(self.workspace.store, job.id)))
+        if seen == key:
+            return [gr.skip() for _ in self.outputs]
+        status = worker.read_status(folder)
+        metrics = read_metrics(folder)
+        log = worker.log_tail(folder)
+        others = plots.other_curves(job.method, metrics)
+        stoppable = job.state in jobs.OPEN_STATES and job.stop_requested_at is None
+        return [
+            key,
+            head(self.workspace, job, status),
+            gr.update(visible=stoppable, value="Cancel" if job.state == "queued" else "Stop and save"),
+            gr.update(visible=job.state in jobs.RESUMABLE_STATES),
+            plots.key_curves(job.method, metrics) or _no_curves(job),
+            checkpoint_list(self.workspace, job),
+            gr.update(visible=True),
+            f'<div class="log" role="log" tabindex="0"><pre>{escape(log or EMPTY_LOG)}</pre></div>',
+            gr.update(visible=bool(others)),
+            others,
+            gr.update(visible=True),
+            command_and_config(self.workspace, job),
+        ]
+
+
+def _stamp(folder: Path, job: Job) -> tuple[Any, ...]:
+    """Changes whenever something that is shown does."""
+    marks = []
+    for name in ("status.json", "metrics.jsonl", "log.txt"):
+        try:
+            stat = (folder / name).stat()
+            marks.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            marks.append((0, 0))
+    return (job.id, job.state, job.stop_requested_at, job.queued_at, *marks)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The run's metrics, as far as they can be read."""
+    try:
+        return run.read_metrics(folder)
+    except (OSError, ValueError):
+        return []
+
+
+def chip(state: str) -> str:
+    """A run's state as a small label."""
+    sign, word = STATES.get(state, ("?", state))
+    return f'<span class="chip chip-{escape(state)}"><span aria-hidden="true">{sign}</span> {escape(word)}</span>'
+
+
+def head(workspace: Workspace, job: Job, status: dict[str, Any]) -> str:
+    """Name, state, progress and, where it went wrong, why and what to do."""
+    title = f"<h3>{escape(job.label)}</h3>{chip(job.state)}"
+    facts = [f"learns from {escape(data_line(workspace, job))}", f"starts from {escape(parent_name(workspace, job))}"]
+    if job.reward_checkpoint_id is not None:
+        facts.append(f"scored by {escape(checkpoints.get(workspace.store, job.reward_checkpoint_id).name)}")
+    if job.started_at is not None:
+        facts.append(
+            f"took {jobs.duration((job.finished_at or time.time()) - job.started_at)}" if job.finished_at else ""
+        )
+    meta = " · ".join(fact for fact in facts if fact)
+    return (
+        f'<section class="run-head" data-run="{escape(job.id)}" data-state="{escape(job.state)}">'
+        f'<div class="run-title">{title}</div><p class="meta">{meta}</p>{_progress(job, status)}{_trouble(job)}'
+        f"{_result(job)}</section>"
+    )
+
+
+def _progress(job: Job, status: dict[str, Any]) -> str:
+    if job.state == "queued":
+        return '<p class="now">Waits until the run before it is done, then starts by itself.</p>'
+    step, total = status.get("step") or 0, status.get("total_steps") or 0
+    if job.state != "running":
+        return f'<p class="now">{step} of {total} steps</p>' if total and job.state != "finished" else ""
+    now = jobs.progress_line(job, status)
+    message = str(status.get("message") or "") if jobs.fresh(job, status) else ""
+    detail = f" · {escape(message)}" if message and not message.startswith("step ") else ""
+    bar = ""
+    if total and jobs.fresh(job, status):
+        bar = (
+            f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="{int(total)}" '
+            f'aria-valuenow="{int(step)}"><div style="width:{100 * step / total:.1f}%"></div></div>'
+        )
+    return f'<p class="now">{escape(now)}{detail}</p>{bar}'
+
+
+def _trouble(job: Job) -> str:
+    if job.state not in ("failed", "interrupted") or not job.error:
+        return ""
+    advice = "Resume goes on from the newest checkpoint, or starts again where there is none. The log says more."
+    return f'<div class="notice error" role="alert"><p>{escape(job.error)}</p><p>{advice}</p></div>'
+
+
+def _result(job: Job) -> str:
+    numbers = final_metrics(job)
+    if not numbers:
+        return ""
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers)
+    return f'<dl class="result">{cells}</dl>'
+
+
+def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
+    """What the run reports at its end: (name, value) for people."""
+    found = []
+    for name, value in (job.result or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or name == "steps":
+            continue
+        found.append((name, plots.number(float(value))))
+    return found[:limit]
+
+
+def parent_name(workspace: Workspace, job: Job) -> str:
+    return checkpoints.get(workspace.store, job.parent_checkpoint_id).name
+
+
+def data_line(workspace: Workspace, job: Job) -> str:
+    """ "412 comparisons (a1b2c3d4)": what the run's snapshot holds and the beginning of its hash."""
+    row = one(workspace.store.db, "SELECT kind, counts, sha256 FROM snapshots WHERE id = ?", [job.snapshot_id])
+    if row is None:
+        return "unknown data"
+    counts = json.loads(row["counts"])
+    number = counts.get("comparisons", counts.get("rows", 0))
+    noun = {"preferences": "comparison", "demonstrations": "demonstration", "prompts": "prompt"}[row["kind"]]
+    return f"{number:,} {noun}{'' if number == 1 else 's'} ({row['sha256'][:8]})"
+
+
+def _no_curves(job: Job) -> str:
+    if job.state == "running":
+        return '<p class="empty">Curves appear with the first step. Loading the model comes first.</p>'
+    return "" if job.state == "queued" else '<p class="empty">This run ended before its first step.</p>'
+
+
+def checkpoint_list(workspace: Workspace, job: Job) -> str:
+    """The run's checkpoints and what to do with them."""
+    made = checkpoints.of_run(workspace.store, job.id)
+    if not made:
+        return ""
+    items = []
+    for checkpoint in made:
+        gone = not (workspace.folder / str(checkpoint.path) / "manifest.json").is_file()
+        note = ' <span class="muted">(pruned)</span>' if gone else ""
+        items.append(f"<li><code>{escape(checkpoint.name)}</code>{note}</li>")
+    what = (
+        "Choose it as the reward model of a PPO run in Train."
+        if job.method == "reward"
+        else "Choose it in Chat to talk to it, or in Compare to vote on it blindly."
+    )
+    listed = "".join(items)
+    return f'<section class="checkpoints"><h4>Checkpoints</h4><ul>{listed}</ul><p class="muted">{what}</p></section>'
+
+
+def command_and_config(workspace: Workspace, job: Job) -> str:
+    line = escape(jobs.command_line(workspace, job))
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(json.dumps(value) if not isinstance(value, str) else value)}</td></tr>"
+        for name, value in job.config.items()
+    )
+    return (
+        f'<p class="muted">The same run without this page:</p><pre class="command"><code>{line}</code></pre>'
+        f'<table class="config"><tbody>{rows}</tbody></table>'
+    )
+
+
+def notice(message: str, kind: str = "error") -> str:
+    """A message beside what it is about."""
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="notice {kind}" role="{role}"><p>{escape(message)}</p></div>' if message else ""

@@ -1,0 +1,109 @@
+"""The Runs tab: every run there was, and everything about one of them."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from data.records import InputError
+from labeler import jobs, worker
+from labeler.ui import page
+from labeler.ui.run_view import RunView, chip, data_line, final_metrics, notice, parent_name
+from labeler.workspace import Workspace
+
+TICK_SECONDS = 2.0
+
+EMPTY = '<p class="empty">No run yet. Start one in Train: it learns from what was ranked so far.</p>'
+
+# The rows are redrawn at every look, so one listener on the whole table serves them all.
+PICK = """
+element.addEventListener('click', event => {
+  const row = event.target.closest('[data-run]');
+  if (row) trigger('select', {run: row.dataset.run});
+});
+"""
+
+
+def build(workspace: Workspace) -> None:
+    """Make the tab's content where the caller stands in the page."""
+    table = gr.HTML(js_on_load=PICK, elem_id="runs-table")
+    problem = gr.HTML()
+    view = RunView(workspace)
+    chosen = gr.State("")
+    table_seen: Any = gr.State("")
+
+    def look(run_id: str, before: str, seen: Any) -> list[Any]:
+        every = jobs.list_jobs(workspace.store)
+        job = next((job for job in every if job.id == run_id), every[0] if every else None)
+        drawn = runs_table(workspace, every, job.id if job else "")
+        return [
+            job.id if job else "",
+            drawn,
+            gr.skip() if drawn == before else drawn,
+            *view.updates(job, seen),
+        ]
+
+    def pick(before: str, seen: Any, event: gr.EventData) -> list[Any]:
+        return look(str(event.run), before, seen)
+
+    def act(action: str) -> Any:
+        def handler(run_id: str, request: gr.Request) -> str:
+            try:
+                page.trainer(request, workspace)
+                if action == "stop":
+                    jobs.request_stop(workspace.store, run_id)
+                else:
+                    jobs.resume(workspace, run_id)
+            except InputError as error:
+                return notice(str(error))
+            return ""
+
+        return handler
+
+    live = [chosen, table_seen, table, *view.outputs]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    table.select(pick, [table_seen, view.seen], live, **quiet)
+    for button, action in ((view.stop, "stop"), (view.resume, "resume")):
+        button.click(act(action), chosen, problem, **quiet).then(look, [chosen, table_seen, view.seen], live, **quiet)
+    page.on_show(look, [chosen, table_seen, view.seen], live)
+    gr.Timer(TICK_SECONDS).tick(look, [chosen, table_seen, view.seen], live, queue=False, **quiet)
+
+
+def runs_table(workspace: Workspace, every: list[jobs.Job], chosen: str) -> str:
+    """One row a run, the newest first; HTML."""
+    if not every:
+        return EMPTY
+    rows = "".join(_row(workspace, job, job.id == chosen) for job in every)
+    heads = "".join(
+        f"<th>{name}</th>" for name in ("Run", "State", "Learned from", "Started from", "Progress", "Result")
+    )
+    head = f"<thead><tr>{heads}</tr></thead>"
+    return f'<div class="table-wrap"><table class="runs">{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _row(workspace: Workspace, job: jobs.Job, chosen: bool) -> str:
+    cells = [
+        (
+            "Run",
+            f'<button type="button" class="link" aria-pressed="{str(chosen).lower()}">{escape(job.label)}</button>',
+        ),
+        ("State", chip(job.state)),
+        ("Learned from", escape(data_line(workspace, job))),
+        ("Started from", escape(parent_name(workspace, job))),
+        ("Progress", _progress(workspace, job)),
+        ("Result", "<br>".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in final_metrics(job, 3))),
+    ]
+    inside = "".join(f'<td data-label="{name}">{content}</td>' for name, content in cells)
+    return f'<tr data-run="{escape(job.id)}" class="{"chosen" if chosen else ""}">{inside}</tr>'
+
+
+def _progress(workspace: Workspace, job: jobs.Job) -> str:
+    status = worker.read_status(workspace.runs_folder / job.id)
+    step, total = status.get("step"), status.get("total_steps")
+    if not total:
+        return ""
+    left = status.get("eta_seconds")
+    rest = f", {jobs.duration(left)} left" if job.state == "running" and left else ""
+    return f"{int(step or 0)}/{int(total)}{rest}"

@@ -1,0 +1,218 @@
+"""The Train tab: choose a method and its settings, start a run, watch it."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from data.records import InputError
+from labeler import checkpoints, form, jobs, snapshots
+from labeler.store import scalar
+from labeler.ui import page
+from labeler.ui.run_view import RunView, notice
+from labeler.workspace import Workspace
+from training.config import METHODS
+
+TICK_SECONDS = 1.0
+FEW_COMPARISONS = 50
+
+METHOD_CHOICES = [
+    ("Reward model\nLearns to score answers as people ranked them. PPO needs one.", "reward"),
+    ("DPO\nMoves the model towards preferred answers, straight from the rankings.", "dpo"),
+    ("PPO\nThe model answers, a reward model scores, and it learns to score higher.", "ppo"),
+    ("SFT\nImitates the best answers word by word. A good first step.", "sft"),
+]
+assert {value for _, value in METHOD_CHOICES} == set(METHODS)
+
+
+def build(workspace: Workspace) -> None:
+    """Make the tab's content where the caller stands in the page."""
+    gr.HTML("<h2>New run</h2>")
+    method = gr.Radio(
+        METHOD_CHOICES,
+        value="reward",
+        label="Method",
+        show_label=False,
+        elem_classes=["methods"],
+        elem_id="train-method",
+    )
+    data = gr.HTML(elem_id="train-data")
+    with gr.Row(elem_classes="pickers"):
+        parent = gr.Dropdown(
+            [],
+            label="Starts from",
+            info="The base model, or a checkpoint whose training goes on.",
+            elem_id="train-parent",
+        )
+        reward = gr.Dropdown(
+            [], label="Reward model", info="What scores the answers.", visible=False, elem_id="train-reward"
+        )
+    groups, fields = {}, {}
+    for name, config_class in METHODS.items():
+        with gr.Column(visible=name == "reward", elem_id=f"form-{name}") as groups[name]:
+            fields[name] = form.build(config_class)
+    with gr.Row(elem_classes="start-row"):
+        start = gr.Button("Start", variant="primary", scale=0, min_width=160, elem_id="train-start")
+        problem = gr.HTML(elem_id="train-problem")
+    waiting = gr.HTML(elem_id="train-waiting")
+    view = RunView(workspace)
+    shown = gr.State("")  # the run that Stop and Resume mean
+
+    order = list(METHODS)
+    flat = [component for name in order for component in fields[name]]
+
+    def values_of(name: str, values: tuple[Any, ...]) -> list[Any]:
+        first = sum(len(fields[other]) for other in order[: order.index(name)])
+        return list(values[first : first + len(fields[name])])
+
+    def held_out(name: str, values: tuple[Any, ...]) -> float | None:
+        names = [knob.name for knob in form.fields(METHODS[name])]
+        value = dict(zip(names, values_of(name, values), strict=True)).get("validation_fraction")
+        return float(value) if isinstance(value, int | float) else None
+
+    def choose(name: str, parent_id: int | None, reward_id: int | None, *values: Any) -> list[Any]:
+        policies = checkpoints.choices(workspace)
+        scorers = checkpoints.choices(workspace, ["reward"])
+        newest = scorers[0][1] if scorers else None
+        return [
+            data_line(workspace, name, held_out(name, values)),
+            gr.Dropdown(policies, value=page.keep_choice(policies, parent_id, workspace.base_checkpoint_id)),
+            gr.Dropdown(
+                scorers,
+                value=page.keep_choice(scorers, reward_id, newest),
+                visible=name == "ppo",
+                info="What scores the answers."
+                if scorers
+                else "There is none yet: train a reward model first, then it can be chosen here.",
+            ),
+            *(gr.update(visible=other == name) for other in order),
+        ]
+
+    def begin(
+        request: gr.Request, name: str, parent_id: int | None, reward_id: int | None, *values: Any
+    ) -> tuple[Any, ...]:
+        try:
+            user = page.trainer(request, workspace)
+            settings = form.read(METHODS[name], values_of(name, values))
+            job_id = jobs.create(workspace, user, name, settings, parent_id=parent_id, reward_id=reward_id)
+        except InputError as error:
+            return notice(str(error)), gr.skip()
+        told = f"{checkpoints.run_label(job_id)} was added. It starts as soon as nothing else runs."
+        return notice(told, "info"), gr.update(interactive=False)
+
+    def look(seen: Any, request: gr.Request) -> list[Any]:
+        job = current(workspace)
+        return [job.id if job else "", waiting_line(workspace), *view.updates(job, seen)]
+
+    def rest() -> Any:
+        time.sleep(1)  # a double click must not start two runs
+        return gr.update(interactive=True)
+
+    def act(action: str) -> Any:
+        def handler(job_id: str, request: gr.Request) -> str:
+            try:
+                page.trainer(request, workspace)
+                if action == "stop":
+                    jobs.request_stop(workspace.store, job_id)
+                else:
+                    jobs.resume(workspace, job_id)
+            except InputError as error:
+                return notice(str(error))
+            return ""
+
+        return handler
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    chosen = [method, parent, reward, *flat]
+    form_outputs = [data, parent, reward, *(groups[name] for name in order)]
+    page.on_show(choose, chosen, form_outputs)
+    method.change(choose, chosen, form_outputs, **quiet)
+    for name in order:
+        index = [knob.name for knob in form.fields(METHODS[name])].index("validation_fraction")
+        fields[name][index].change(
+            lambda picked, *values: data_line(workspace, picked, held_out(picked, values)),
+            [method, *flat],
+            data,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    live = [shown, waiting, *view.outputs]
+    started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")
+    started.then(look, view.seen, live, **quiet).then(rest, None, start, **quiet)
+    view.stop.click(act("stop"), shown, problem, **quiet)
+    view.resume.click(act("resume"), shown, problem, **quiet)
+    page.on_show(look, [view.seen], live)
+    gr.Timer(TICK_SECONDS).tick(look, view.seen, live, show_progress="hidden", queue=False, api_visibility="private")
+
+
+def current(workspace: Workspace) -> jobs.Job | None:
+    """The run that the tab shows: the one that is going, else the next that waits, else the newest."""
+    running = jobs.list_jobs(workspace.store, ["running"])
+    if running:
+        return running[0]
+    queue = jobs.queue(workspace.store)
+    if queue:
+        return queue[0]
+    newest = jobs.list_jobs(workspace.store)
+    return newest[0] if newest else None
+
+
+def waiting_line(workspace: Workspace) -> str:
+    """The heading of the lower half: what is shown below and what waits behind it."""
+    queue = jobs.queue(workspace.store)
+    job = current(workspace)
+    if job is None:
+        return '<p class="empty">No run yet. Choose a method above and press Start; its curves appear here.</p>'
+    title = {"running": "Running now", "queued": "Starts next"}.get(job.state, "Last run")
+    behind = [waiting for waiting in queue if waiting.id != job.id]
+    line = ""
+    if behind:
+        names = ", ".join(escape(waiting.label) for waiting in behind)
+        line = f'<p class="meta">Waiting behind it: {names}. Cancel them in Runs.</p>'
+    return f"<h2>{title}</h2>{line}"
+
+
+def data_line(workspace: Workspace, method: str, held_out: float | None) -> str:
+    """What a run would learn from, and what is missing where it is too little."""
+    counts = snapshots.count(workspace.store)
+    share = f"{held_out:.0%} held out by prompt" if held_out else "nothing held out"
+    kind = jobs.SNAPSHOT_KINDS[method]
+    warning = ""
+    if kind == "preferences":
+        comparisons = counts["comparisons"]
+        ranked = int(
+            scalar(
+                workspace.store.db,
+                "SELECT count(DISTINCT prompt_id) FROM latest_rankings WHERE coalesce(all_bad, 0) = 0",
+            )
+        )
+        parts = [
+            _count(comparisons, "comparison"),
+            _count(counts["annotators"], "annotator"),
+            _count(ranked, "prompt"),
+            share,
+        ]
+        if comparisons == 0:
+            warning = "There is nothing to learn from yet: rank some answers in the Rank tab first."
+        elif comparisons < FEW_COMPARISONS:
+            warning = (
+                f"Enough to try it out, too few to learn a taste from. Aim for {FEW_COMPARISONS * 2} comparisons or "
+                "more; one ranking of four answers gives up to six."
+            )
+    elif kind == "demonstrations":
+        parts = [_count(counts["demonstrations"], "demonstration"), share]
+        if not counts["demonstrations"]:
+            warning = "There is nothing to imitate yet: in the Rank tab, put one answer alone at the top."
+    else:
+        parts = [_count(counts["prompts"], "prompt"), "answers are written by the model itself", share]
+        if not counts["prompts"]:
+            warning = "There are no prompts yet: import some in the Data tab."
+    facts = "".join(f"<span>{escape(part)}</span>" for part in parts)
+    return f'<p class="facts"><b>Learns from</b>{facts}</p>{notice(warning, "info")}'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
