@@ -1,0 +1,49 @@
+"""Rankings to comparisons, and the split by prompt."""
+
+import pytest
+
+from data.formats import parse_prompt, parse_ranking
+from data.preferences import comparisons, count_comparisons, split_by_prompt
+from data.records import Ranking
+
+
+def ranking(ranks, margin=0.0, prompt="x"):
+    return Ranking(parse_prompt(prompt), tuple("abcdefgh"[: len(ranks)]), tuple(ranks), margin)
+
+
+def test_all_pairs_of_a_ranking_with_ties_and_unranked():
+    found = comparisons(ranking([2, 1, None, 2]))
+    assert [(c.winner, c.loser, c.tie) for c in found] == [(1, 0, False), (0, 3, True), (1, 3, False)]
+
+
+def test_margin_grows_with_the_ranks_between():
+    found = comparisons(ranking([1, 2, 3], margin=0.5))
+    assert [c.margin for c in found] == [0.5, 1.0, 0.5]
+
+
+def test_k_choose_two():
+    assert count_comparisons([ranking(range(1, k + 1)) for k in (2, 4, 8)]) == 1 + 6 + 28
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_split_keeps_every_prompt_on_one_side(seed):
+    records = [ranking([1, 2], prompt=f"prompt {i % 30}") for i in range(90)]
+    train, held = split_by_prompt(records, 0.2, seed)
+    assert len(train) + len(held) == 90
+    assert len({r.prompt.messages[0]["content"] for r in held}) == 6
+    sides = [{r.prompt.messages[0]["content"] for r in side} for side in (train, held)]
+    assert not sides[0] & sides[1]
+
+
+def test_folds_cover_everything_once():
+    records = [parse_ranking({"prompt": f"p{i}", "chosen": "a", "rejected": "b"}) for i in range(23)]
+    held = [split_by_prompt(records, 0.2, 0, fold)[1] for fold in range(5)]
+    texts = [r.prompt.messages[0]["content"] for fold in held for r in fold]
+    assert sorted(texts) == sorted(f"p{i}" for i in range(23))
+
+
+def test_more_rows_move_few_prompts_between_the_sides():
+    records = [parse_ranking({"prompt": f"p{i}", "chosen": "a", "rejected": "b"}) for i in range(100)]
+    before = {r.prompt.messages[0]["content"] for r in split_by_prompt(records[:90], 0.2)[1]}
+    after = {r.prompt.messages[0]["content"] for r in split_by_prompt(records, 0.2)[1]}
+    assert len(before & after) >= len(before) - 3

@@ -1,0 +1,191 @@
+"""Adapters on one base, sampling, and checkpoints that plain libraries load."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from data.records import InputError
+from training.config import DPOConfig
+from training.models import load_base, new_head
+from training.rollout import choose, encode_prompt, sample, stream, uniforms
+
+IDS = torch.tensor([[5, 900, 77, 12, 4]])
+
+
+def add(base, name, seed=0, **knobs):
+    base.new_adapter(name, DPOConfig(lora_rank=4, **knobs))
+    torch.manual_seed(seed)
+    for parameter in base.adapter_parameters(name):
+        torch.nn.init.normal_(parameter, std=0.1)
+
+
+def test_our_lora_forward_is_pefts(base):
+    add(base, "policy")
+    with torch.no_grad(), base.using("policy"):
+        ours = base.hidden(IDS)
+    for module in base.model.modules():
+        module.__dict__.pop("forward", None)  # PEFT's own again
+    base.peft.set_adapter("policy")
+    with torch.no_grad():
+        theirs = base.hidden(IDS)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_do_not_touch_each_other_or_the_base(base):
+    with torch.no_grad():
+        plain = base.hidden(IDS)
+        add(base, "one", 1)
+        add(base, "two", 2, lora_targets="q_proj")
+        found = {}
+        for name in ("one", "two", None):
+            with base.using(name):
+                found[name] = base.hidden(IDS)
+    torch.testing.assert_close(found[None], plain, rtol=0, atol=0)
+    assert not torch.allclose(found["one"], plain)
+    assert not torch.allclose(found["one"], found["two"])
+
+
+def test_gradients_flow_to_the_named_adapter_only(base):
+    add(base, "one")
+    add(base, "two")
+    base.set_trainable("one")
+    with base.using("one"):
+        base.hidden(IDS).sum().backward()
+    with_gradient = {name for name, p in base.model.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, _ in base.model.named_parameters() if ".one." in name}
+
+
+def test_adapter_masters_are_fp32_on_a_bf16_base(tiny_model):
+    base = load_base(str(tiny_model), "bf16", "cpu")
+    add(base, "policy")
+    assert {p.dtype for p in base.adapter_parameters("policy")} == {torch.float32}
+    with torch.no_grad(), base.using("policy"):
+        assert base.hidden(IDS).dtype == torch.bfloat16
+
+
+def test_saved_adapter_comes_back_and_remembers_nothing_else(base, tiny_model, tmp_path):
+    add(base, "policy")
+    base.save_adapter("policy", tmp_path)
+    other = load_base(str(tiny_model), "fp32", "cpu")
+    name = other.attach(tmp_path)
+    assert other.attach(tmp_path) == name
+    with torch.no_grad(), base.using("policy"), other.using(name):
+        torch.testing.assert_close(other.hidden(IDS), base.hidden(IDS), rtol=0, atol=0)
+
+
+PLAIN = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+model, checkpoint, kind = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
+if kind == "reward":
+    plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+    plain.config.pad_token_id = tokenizer.pad_token_id
+else:
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+loaded = PeftModel.from_pretrained(plain, checkpoint).eval()
+with torch.no_grad():
+    print(loaded(torch.tensor([[5, 900, 77, 12, 4]])).logits.flatten()[:50].tolist())
+"""
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_checkpoint_loads_with_plain_peft_in_a_fresh_process(base, tiny_model, tmp_path, kind):
+    add(base, "policy")
+    head = new_head(base.hidden_size, 0) if kind == "reward" else None
+    base.save_adapter("policy", tmp_path, head)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(tiny_model), str(tmp_path), kind],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs = torch.tensor(eval(done.stdout.splitlines()[-1]))
+    with torch.no_grad(), base.using("policy"):
+        hidden = base.hidden(IDS)
+        ours = head(hidden[0, -1]) if head is not None else base.logits(hidden).flatten()[:50]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_clear_words_for_what_is_no_model_or_checkpoint(base, tmp_path):
+    for call, words in [
+        (lambda: load_base(str(tmp_path / "absent")), "no such folder"),
+        (lambda: load_base(str(tmp_path)), "cannot be loaded"),
+        (lambda: load_base("x.gguf"), "no such file"),
+        (lambda: base.attach(tmp_path), "is no adapter"),
+        (lambda: base.new_adapter("x", DPOConfig(lora_targets="nothing_of_the_kind")), "lora_targets"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------
+
+
+def draws(count, prompts, length=8, seed=0):
+    return np.stack([np.stack([uniforms(seed, 0, i, k, length) for k in range(count)]) for i in range(prompts)])
+
+
+def test_choice_follows_the_distribution():
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]]).expand(20_000, -1)
+    uniform = torch.tensor(uniforms(0, 0, 0, 0, 20_000))
+    for temperature in (1.0, 0.5):
+        share = torch.bincount(choose(logits, uniform, temperature, 1.0), minlength=4) / 20_000
+        torch.testing.assert_close(share, torch.softmax(logits[0] / temperature, -1), rtol=0, atol=0.012)
+
+
+def test_choice_stays_within_top_p_and_zero_temperature_is_greedy():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(500, -1)
+    uniform = torch.tensor(uniforms(1, 0, 0, 0, 500))
+    assert set(choose(logits, uniform, 1.0, 0.7).tolist()) == {0, 1}
+    assert set(choose(logits, uniform, 0.0, 1.0).tolist()) == {0}
+
+
+def test_samples_do_not_depend_on_their_batch(base):
+    prompts = [
+        encode_prompt(base, [{"role": "user", "content": text}]) for text in ("Hi", "A longer question, no?", "x")
+    ]
+    random = draws(2, 3)
+    together = sample(base, prompts, random, adapter=None)
+    alone = [sample(base, [p], random[i : i + 1], adapter=None)[0] for i, p in enumerate(prompts)]
+    assert [[s.ids for s in found] for found in together] == [[s.ids for s in found] for found in alone]
+    assert len({tuple(s.ids) for found in together for s in found}) == 6
+
+
+def test_greedy_sampling_is_generate(base):
+    prompt = encode_prompt(base, [{"role": "user", "content": "Count to five."}])
+    ours = sample(base, [prompt, prompt[:-3]], draws(1, 2, 12), adapter=None, temperature=0.0)[0][0]
+    theirs = base.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+    assert ours.ids == theirs.tolist()
+
+
+def test_finished_sequences_leave_and_end_with_the_end_token(base):
+    stop = set(range(0, base.model.config.vocab_size, 3))  # a third of all tokens ends
+    base.model.generation_config.eos_token_id = sorted(stop)
+    stop = base.stop_ids
+    found = sample(base, [[5, 6], [7]], draws(8, 2, 6), adapter=None, temperature=3.0)
+    reasons = set()
+    for s in (s for many in found for s in many):
+        assert all(i not in stop for i in s.ids[:-1])
+        assert (s.ids[-1] in stop) == (s.finish_reason == "stop")
+        assert s.finish_reason == "stop" or len(s.ids) == 6
+        reasons.add(s.finish_reason)
+    assert reasons == {"stop", "length"}
+
+
+def test_stream_says_what_the_batch_says(base):
+    messages = [{"role": "user", "content": "Hi"}]
+    found = list(stream(base, messages, adapter=None, max_new_tokens=6, temperature=1.0, top_p=1.0, seed=4))
+    batch = sample(base, [encode_prompt(base, messages)], draws(1, 1, 6, seed=4), adapter=None)[0][0]
+    assert found[-1].text_so_far == base.tokenizer.decode(batch.ids, skip_special_tokens=True)
+    assert [t.finish_reason for t in found[:-1]] == [None] * (len(found) - 1)
+    assert found[-1].finish_reason in ("stop", "length")
+
+
+def test_stream_refuses_what_the_context_cannot_hold(base):
+    with pytest.raises(InputError, match="2048"):
+        next(stream(base, [{"role": "user", "content": "word " * 2100}], adapter=None))
