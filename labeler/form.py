@@ -30,7 +30,7 @@ def label(name: str) -> str:
 
 
 def build(config_class: type[TrainingConfig]) -> list[Any]:
-    """Make the fields where the caller stands in the page: common ones open, each other section folded.
+    """Make the fields where the caller stands in the page: common ones open, the rest folded, by section.
 
     Returns the components in the order of `fields`.
     """
@@ -39,10 +39,11 @@ def build(config_class: type[TrainingConfig]) -> list[Any]:
     with gr.Row(elem_classes="knobs"):
         components += [_component(knob) for knob in shown if knob.common]
     rest = [knob for knob in shown if not knob.common]
-    for section in dict.fromkeys(knob.section for knob in rest):
-        group = [knob for knob in rest if knob.section == section]
-        with gr.Accordion(f"{section} ({len(group)})", open=False), gr.Row(elem_classes="knobs"):
-            components += [_component(knob) for knob in group]
+    with gr.Accordion(f"More settings ({len(rest)})", open=False):
+        for section in dict.fromkeys(knob.section for knob in rest):
+            gr.HTML(f'<p class="knobs-title">{section}</p>', apply_default_css=False, elem_classes=["studio"])
+            with gr.Row(elem_classes="knobs"):
+                components += [_component(knob) for knob in rest if knob.section == section]
     return components
 
 

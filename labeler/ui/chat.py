@@ -84,7 +84,7 @@ def build(workspace: Workspace) -> None:
         placeholder="Choose a checkpoint above and say something.",
         elem_id="chat-log",
     )
-    status = gr.HTML(elem_id="chat-status")
+    status = page.html(elem_id="chat-status")
     with gr.Row(elem_classes="chat-input"):
         box = gr.Textbox(
             show_label=False,

@@ -60,12 +60,12 @@ def build(workspace: Workspace) -> None:
         system = gr.Textbox(label="System prompt", lines=2, info="The same for all. Empty: the model's own default.")
         with gr.Row(elem_classes="knobs"):
             settings = sampling_fields()
-    problem = gr.HTML(elem_id="compare-problem")
-    sides = gr.HTML(EMPTY, elem_id="compare-sides")
+    problem = page.html(elem_id="compare-problem")
+    sides = page.html(EMPTY, elem_id="compare-sides")
     with gr.Row(visible=False, elem_classes="votes", elem_id="compare-votes") as pair_row:
         pair_buttons = [gr.Button(name, min_width=120) for name in PAIR_VOTES]
     with gr.Column(visible=False, elem_id="compare-ranks") as rank_row:
-        gr.HTML('<p class="meta">1 is best; equal numbers tie; – says nothing about that answer.</p>')
+        page.html('<p class="meta">1 is best; equal numbers tie; – says nothing about that answer.</p>')
         with gr.Row(elem_classes="knobs"):
             ranks = [
                 gr.Radio(
@@ -185,9 +185,7 @@ def _side(found: Round, place: int) -> str:
     name = f'<span class="name">{escape(side.checkpoint.name)}</span>' if found.revealed else ""
     mark = ""
     if found.task_id is not None:
-        rank = found.ranks[place] if place < len(found.ranks) else None
-        words = "bad" if found.all_bad else "not ranked" if rank is None else f"rank {rank}"
-        mark = f'<span class="chip">{words}</span>'
+        mark = f'<span class="chip">{verdict(found, place)}</span>'
     # how many tokens and why it ended are shown with the vote's result only: they may give a side away
     ended = ""
     if found.task_id is not None and side.finish_reason:
@@ -197,5 +195,17 @@ def _side(found: Round, place: int) -> str:
     return (
         f'<article class="side" aria-label="Answer {LETTERS[place]}">'
         f"<header><b>{LETTERS[place]}</b>{name}{mark}</header>"
-        f'<div class="answer" dir="auto">{text}</div>{ended}</article>'
+        f'<div class="answer markdown" dir="auto">{text}</div>{ended}</article>'
     )
+
+
+def verdict(found: Round, place: int) -> str:
+    """What the vote said of one side."""
+    rank = found.ranks[place]
+    if found.all_bad:
+        return "bad"
+    if rank is None:
+        return "not ranked"
+    if len(found.sides) > 2:
+        return f"rank {rank}"
+    return "tie" if len(set(found.ranks)) == 1 else "preferred" if rank == 1 else "not preferred"

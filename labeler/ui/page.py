@@ -44,6 +44,11 @@ def on_show(fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any
     )
 
 
+def html(value: str = "", **more: Any) -> gr.HTML:
+    """A piece of HTML of ours, without Gradio's own look for text. What comes from elsewhere is escaped before."""
+    return gr.HTML(value, apply_default_css=False, elem_classes=["studio"], **more)
+
+
 def keep_choice(choices: Sequence[tuple[str, int]], chosen: Any, fallback: int | None) -> int | None:
     """The chosen value while it can still be chosen."""
     values = [value for _, value in choices]

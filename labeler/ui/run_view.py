@@ -17,7 +17,7 @@ import gradio as gr
 from labeler import checkpoints, jobs, worker
 from labeler.jobs import Job
 from labeler.store import one
-from labeler.ui import plots
+from labeler.ui import page, plots
 from labeler.workspace import Workspace
 from training import run
 
@@ -42,18 +42,18 @@ class RunView:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.head = gr.HTML()
+        self.head = page.html()
         with gr.Row(elem_classes="run-buttons"):
             self.stop = gr.Button("Stop and save", visible=False, min_width=140, scale=0)
             self.resume = gr.Button("Resume", variant="primary", visible=False, min_width=140, scale=0)
-        self.curves = gr.HTML()
-        self.checkpoints = gr.HTML()
+        self.curves = page.html()
+        self.checkpoints = page.html()
         with gr.Accordion("Log", open=False, visible=False) as self.log_fold:
-            self.log = gr.HTML()
+            self.log = page.html()
         with gr.Accordion("All other metrics", open=False, visible=False) as self.others_fold:
-            self.others = gr.HTML()
+            self.others = page.html()
         with gr.Accordion("Command line and configuration", open=False, visible=False) as self.command_fold:
-            self.command = gr.HTML()
+            self.command = page.html()
         self.seen: Any = gr.State(None)  # what this page shows, so that a look at an unchanged run sends nothing
         self.outputs = [
             self.seen,

@@ -28,8 +28,8 @@ element.addEventListener('click', event => {
 
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
-    table = gr.HTML(js_on_load=PICK, elem_id="runs-table")
-    problem = gr.HTML()
+    table = page.html(js_on_load=PICK, elem_id="runs-table")
+    problem = page.html()
     view = RunView(workspace)
     chosen = gr.State("")
     table_seen: Any = gr.State("")

@@ -30,7 +30,7 @@ assert {value for _, value in METHOD_CHOICES} == set(METHODS)
 
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
-    gr.HTML("<h2>New run</h2>")
+    page.html("<h2>New run</h2>")
     method = gr.Radio(
         METHOD_CHOICES,
         value="reward",
@@ -39,7 +39,7 @@ def build(workspace: Workspace) -> None:
         elem_classes=["methods"],
         elem_id="train-method",
     )
-    data = gr.HTML(elem_id="train-data")
+    data = page.html(elem_id="train-data")
     with gr.Row(elem_classes="pickers"):
         parent = gr.Dropdown(
             [],
@@ -56,8 +56,8 @@ def build(workspace: Workspace) -> None:
             fields[name] = form.build(config_class)
     with gr.Row(elem_classes="start-row"):
         start = gr.Button("Start", variant="primary", scale=0, min_width=160, elem_id="train-start")
-        problem = gr.HTML(elem_id="train-problem")
-    waiting = gr.HTML(elem_id="train-waiting")
+        problem = page.html(elem_id="train-problem")
+    waiting = page.html(elem_id="train-waiting")
     view = RunView(workspace)
     shown = gr.State("")  # the run that Stop and Resume mean
 
@@ -100,7 +100,7 @@ def build(workspace: Workspace) -> None:
             job_id = jobs.create(workspace, user, name, settings, parent_id=parent_id, reward_id=reward_id)
         except InputError as error:
             return notice(str(error)), gr.skip()
-        told = f"{checkpoints.run_label(job_id)} was added. It starts as soon as nothing else runs."
+        told = f"Added as {checkpoints.run_label(job_id)}. Watch it below."
         return notice(told, "info"), gr.update(interactive=False)
 
     def look(seen: Any, request: gr.Request) -> list[Any]:
