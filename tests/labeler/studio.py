@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from labeler import checkpoints
+from labeler.chat import Chat
 from labeler.rankings import record_comparison
+from labeler.store import rows
 from labeler.users import local_owner
 from labeler.workspace import Workspace, open_workspace
+from training.config import DPOConfig
 
 T = TypeVar("T")
 
@@ -35,6 +40,34 @@ def rank(workspace: Workspace, count: int) -> None:
             [1, 2],
             event_id=str(uuid.uuid4()),
         )
+
+
+def chat_with_checkpoints(folder: Path, model: Path) -> Chat:
+    """A workspace on that base, with two policy checkpoints that differ and something marked as a reward model."""
+    from training.models import load_base
+
+    workspace = small_workspace(folder, str(model), rankings=0)
+    base = load_base(str(model))
+    for number, method in ((1, "dpo"), (2, "dpo"), (3, "reward")):
+        run_id = f"{number:04d}-{method}"
+        path = workspace.runs_folder / run_id / "checkpoints" / "step-000001"
+        path.mkdir(parents=True)
+        base.new_adapter(run_id, DPOConfig(seed=number))
+        assert base.peft is not None
+        for name, parameter in base.peft.named_parameters():
+            if run_id in name and "lora_B" in name:  # new adapters do nothing until they are trained
+                parameter.data.normal_(std=0.5)
+        base.save_adapter(run_id, path)
+        kind = "reward" if method == "reward" else "policy"
+        (path / "manifest.json").write_text(json.dumps({"kind": kind, "step": 1, "base_model": {"name": str(model)}}))
+        checkpoints.register_run(workspace, run_id, workspace.base_checkpoint_id)
+    return Chat(workspace)
+
+
+def checkpoint_ids(workspace: Workspace) -> dict[str, int]:
+    """Checkpoint ids by name."""
+    found = rows(workspace.store.db, "SELECT id, name FROM checkpoints")
+    return {row["name"]: row["id"] for row in found}
 
 
 def wait_for(what: Callable[[], T], seconds: float = 60.0) -> T:

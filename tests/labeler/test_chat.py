@@ -1,0 +1,123 @@
+"""Chat on a tiny model: the right adapter answers, what is too long is said, hostile text stays text."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from data.records import InputError
+from labeler import chat
+from labeler.chat import Chat, Sampling, conversation
+from labeler.ui.chat import display
+from labeler.workspace import Workspace
+from tests.labeler.studio import chat_with_checkpoints, checkpoint_ids, small_workspace
+
+QUESTION = [{"role": "user", "content": "What is a good name for a cat?"}]
+SHORT = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chat:
+    return chat_with_checkpoints(tmp_path_factory.mktemp("chat"), tiny_model)
+
+
+@pytest.fixture
+def workspace(talking: Chat) -> Workspace:
+    return talking.workspace
+
+
+def answer(talking: Chat, checkpoint_id: int, sampling: Sampling = SHORT) -> str:
+    return list(talking.stream(checkpoint_id, QUESTION, sampling))[-1].text_so_far
+
+
+def test_an_answer_grows_token_by_token_and_ends_with_a_reason(talking: Chat) -> None:
+    tokens = list(talking.stream(talking.workspace.base_checkpoint_id, QUESTION, SHORT))
+    assert [token.num_tokens for token in tokens] == list(range(1, len(tokens) + 1))
+    assert [token.finish_reason for token in tokens[:-1]] == [None] * (len(tokens) - 1)
+    assert tokens[-1].finish_reason in ("stop", "length")
+
+
+def test_each_checkpoint_answers_with_its_own_adapter(talking: Chat, workspace: Workspace) -> None:
+    known = checkpoint_ids(workspace)
+    answers = {name: answer(talking, known[name]) for name in known if "reward" not in name}
+    assert len(set(answers.values())) == 3, answers
+    # after the others were used the base answers as before: nothing was merged into it
+    assert answer(talking, workspace.base_checkpoint_id) == answers[f"base {Path(workspace.base_model).name}"]
+
+
+def test_interleaved_streams_do_not_mix(talking: Chat, workspace: Workspace) -> None:
+    known = checkpoint_ids(workspace)
+    chosen = [known["dpo/0001 step 1"], known["dpo/0002 step 1"], workspace.base_checkpoint_id]
+    alone = [answer(talking, checkpoint_id) for checkpoint_id in chosen]
+    streams = [talking.stream(checkpoint_id, QUESTION, SHORT) for checkpoint_id in chosen]
+    last = [""] * 3
+    for _ in range(SHORT.max_new_tokens):
+        for place, stream in enumerate(streams):
+            for token in islice(stream, 1):
+                last[place] = token.text_so_far
+    assert last == alone
+
+
+def test_one_base_is_loaded_for_all(workspace: Workspace) -> None:
+    assert chat.of_workspace(workspace) is chat.of_workspace(workspace)
+    one = chat.of_workspace(workspace)
+    assert one.load() is one.load()
+
+
+def test_a_reward_model_cannot_answer(talking: Chat, workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="reward/0003 step 1 is a reward model"):
+        talking.stream(checkpoint_ids(workspace)["reward/0003 step 1"], QUESTION, SHORT)
+
+
+def test_a_conversation_beyond_the_context_is_refused_before_sampling(talking: Chat, workspace: Workspace) -> None:
+    long = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(InputError, match="has reached the 2048 tokens"):
+        talking.stream(workspace.base_checkpoint_id, long, SHORT)
+
+
+def test_near_the_context_s_end_the_answer_gets_shorter(talking: Chat, workspace: Workspace) -> None:
+    from training.rollout import encode_prompt
+
+    base = talking.base()
+    empty = len(encode_prompt(base, [{"role": "user", "content": ""}]))
+    words = base.context_length - 20 - empty
+    near = [{"role": "user", "content": " word" * words}]
+    room = base.context_length - len(encode_prompt(base, near))
+    assert 16 <= room <= 30
+    tokens = list(talking.stream(workspace.base_checkpoint_id, near, Sampling(max_new_tokens=500, temperature=1.0)))
+    assert tokens[-1].num_tokens <= room
+
+
+def test_a_base_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None:
+    nowhere = Chat(small_workspace(tmp_path, "/no/such/model", rankings=0))
+    with pytest.raises(InputError, match="no such folder"):
+        list(nowhere.wait(0.01))
+    assert not nowhere.ready
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"temperature": -1}, "temperature must lie between"), ({"max_new_tokens": None}, "set max new tokens to a number"),
+     ({"seed": 2**40}, "seed must lie"), ({"top_p": 0}, "top p must lie")],
+)  # fmt: skip
+def test_settings_are_checked(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sampling(**settings)
+
+
+def test_the_system_prompt_stands_in_front() -> None:
+    assert conversation(QUESTION, "  Be brief. ")[0] == {"role": "system", "content": "Be brief."}
+    assert conversation(QUESTION, "  ") == QUESTION
+
+
+def test_messages_are_shown_as_safe_html_on_one_line() -> None:
+    hostile = (
+        "<img src=x onerror=alert(1)> ![x](http://e.invalid/x.png)\n\n```\na\n\n<b>\n```\n[l](javascript:alert(1))"
+    )
+    [shown] = display([{"role": "assistant", "content": hostile}])
+    assert "<img" not in shown["content"]
+    assert "<b>" not in shown["content"]
+    assert 'href="javascript' not in shown["content"]
+    assert "\n" not in shown["content"]
