@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.formats import write_rows
+from tests.tiny import make_toy_model
 from tests.training.conftest import ROOT, last_json
 from training.run import checkpoints, read_manifest, read_metrics, read_status
 
@@ -92,17 +93,28 @@ def test_reward_model_learns_the_order(command, arguments, tmp_path):
     assert {"accuracy", "nll", "ece", "n"} <= set(judged)
 
 
-def test_ppo_starts_on_its_reference_and_raises_the_reward(command, arguments, tmp_path):
-    command(*arguments("ppo", "run", "--max-steps", 25, "--batch-size", 16, "--beta", 0.0, "--ppo-epochs", 2))
-    metrics = read_metrics(tmp_path / "run")
-    assert metrics[0]["objective/kl"] == 0
-    early = sum(row["objective/score"] for row in metrics[:5]) / 5
-    late = sum(row["objective/score"] for row in metrics[-5:]) / 5
-    assert late > 1.5 * early
-    assert metrics[-1]["objective/kl"] > 0.1
-    (checkpoint,) = checkpoints(tmp_path / "run")
+def test_ppo_raises_the_reward_and_beta_holds_it_back(command, tmp_path):
+    toy = make_toy_model(tmp_path / "toy")
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("one", "two", "three", "four")])
+    (tmp_path / "my_reward.py").write_text(
+        "def yes(prompts, completions):\n    return [text.split().count('yes') / 4 for text in completions]\n"
+    )
+    ends = {}
+    for beta in (0.0, 1.0):
+        command("ppo", "--base-model", toy, "--dtype", "fp32", "--data", "prompts.jsonl", "--output", f"run{beta}",
+                "--reward-function", "my_reward:yes", "--max-new-tokens", 4, "--batch-size", 64,
+                "--samples-per-prompt", 16, "--max-steps", 40, "--learning-rate", 1e-2, "--beta", beta)  # fmt: skip
+        ends[beta] = read_metrics(tmp_path / f"run{beta}")
+    free, held = ends[0.0], ends[1.0]
+    assert free[0]["objective/kl"] == 0
+    assert free[0]["objective/score"] < 0.2, "one word in eleven"
+    assert free[-1]["objective/score"] > 0.8
+    assert max(row["val/explained_variance"] for row in free) > 0.3, "the baseline learns to predict the return"
+    assert held[-1]["objective/kl"] < 0.5 * free[-1]["objective/kl"]
+    assert held[-1]["objective/score"] < free[-1]["objective/score"]
+    (checkpoint,) = checkpoints(tmp_path / "run0.0")
     assert load_file(checkpoint / "value_head.safetensors")["weight"].any()
-    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (tmp_path / "run0.0" / "samples.jsonl").read_text().splitlines()]
     assert {"step", "prompt", "completion", "score"} <= set(samples[0])
 
 
@@ -172,8 +184,14 @@ def test_methods_continue_one_another_and_merge(command, arguments, tmp_path, ti
     assert texts[0] != texts[2]
     info = json.loads((tmp_path / "a.jsonl").open().readline())["completion_info"][1]
     assert info | {"num_tokens": 0, "finish_reason": ""} == {
-        "temperature": 0.7, "top_p": 1.0, "seed": 0, "max_new_tokens": 6, "sample": 1, "num_tokens": 0, "finish_reason": "",
-    }  # fmt: skip
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "seed": 0,
+        "max_new_tokens": 6,
+        "sample": 1,
+        "num_tokens": 0,
+        "finish_reason": "",
+    }
 
 
 def test_mistakes_are_one_line_and_exit_nonzero(command, arguments, tmp_path):
