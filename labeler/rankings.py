@@ -171,9 +171,9 @@ def clean_draft(draft: dict[str, Any], count: int) -> dict[str, Any]:
     comment = str(draft.get("comment") or "")[:MAX_COMMENT]
     clean = {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
     order = draft.get("order")
-    if isinstance(order, list) and order != list(range(count)):
-        if all(isinstance(i, int) for i in order) and sorted(order) == list(range(count)):
-            clean["order"] = order
+    places = order if isinstance(order, list) and all(isinstance(place, int) for place in order) else []
+    if places != list(range(count)) and sorted(places) == list(range(count)):
+        clean["order"] = places
     return clean
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gradio as gr
 
-from labeler.ui import chat, compare, data, rank, runs, theme, train
+from labeler.ui import chat, compare, rank, runs, theme, train
+from labeler.ui import data as data_tab
 from labeler.workspace import Workspace
 
 TABS = (
@@ -13,7 +14,7 @@ TABS = (
     ("Compare", compare.build),
     ("Train", train.build),
     ("Runs", runs.build),
-    ("Data", data.build),
+    ("Data", data_tab.build),
 )
 
 HEADER = """

@@ -49,9 +49,9 @@ def build(workspace: Workspace) -> None:
         with gr.Column(min_width=320):
             gr.HTML("<h2>Import</h2>")
             upload = gr.File(
-                label="A file of prompts, completions to rank, preferences or demonstrations",
+                label="Prompts, completions or preferences",
                 file_types=[".jsonl", ".ndjson", ".gz", ".csv", ".parquet"],
-                height=140,
+                height=170,
                 elem_id="data-import",
             )
             imported = gr.HTML(elem_id="data-imported")
@@ -60,7 +60,7 @@ def build(workspace: Workspace) -> None:
         with gr.Column(min_width=320):
             gr.HTML("<h2>Export</h2>")
             kind = gr.Radio(KIND_CHOICES, value="preferences", label="What", elem_id="data-kind")
-            export = gr.Button("Export as JSONL", elem_id="data-export")
+            export = gr.Button("Export as JSONL", scale=0, min_width=200, elem_id="data-export")
             exported = gr.HTML(elem_id="data-exported")
     gr.HTML("<h2>Latest rankings</h2>")
     latest = gr.HTML(elem_id="data-latest")
@@ -98,10 +98,10 @@ def build(workspace: Workspace) -> None:
 
     page.on_show(refresh, [], [counts, latest])
     upload.upload(
-        bring_in, upload, imported, api_visibility="private", concurrency_limit=1, show_progress_on=imported
+        bring_in, upload, imported, api_visibility="private", concurrency_limit=1, show_progress_on=upload
     ).then(refresh, None, [counts, latest], api_visibility="private", show_progress="hidden")
     upload.clear(lambda: "", None, imported, api_visibility="private", show_progress="hidden")
-    export.click(write_out, kind, exported, api_visibility="private", show_progress_on=exported)
+    export.click(write_out, kind, exported, api_visibility="private", show_progress_on=export)
 
 
 def keeper(request: gr.Request, workspace: Workspace) -> User:

@@ -41,6 +41,9 @@ def build(workspace: Workspace) -> None:
         except sqlite3.Error as error:
             log.exception("the Rank tab could not use the database")
             return {"error": f"Could not be saved: {explain(error)}. What you entered is still here."}
+        except Exception:  # a mistake of ours: the annotator must still learn that nothing was stored
+            log.exception("the Rank tab failed")
+            return {"error": "Something went wrong in the app; its log says what. What you entered is still here."}
 
     def rank_next(_: Any, request: gr.Request) -> View:
         """The task this annotator has open, or the next one."""
@@ -59,7 +62,7 @@ def build(workspace: Workspace) -> None:
         """Keep an unfinished ranking."""
 
         def act(user: User) -> View:
-            return {"saved": rankings.save_draft(workspace.store, user, _whole(data, "assignment"), dict(data))}
+            return {"saved": rankings.save_draft(workspace.store, user, _whole(data, "assignment"), data)}
 
         return answer(request, act)
 
@@ -67,7 +70,7 @@ def build(workspace: Workspace) -> None:
         """Take back the last ranking or skip; that task comes back."""
 
         def act(user: User) -> View:
-            rankings.undo(workspace.store, user, str(data["uuid"]))
+            rankings.undo(workspace.store, user, _uuid(data))
             return next_view(workspace, user)
 
         return answer(request, act)
@@ -76,7 +79,7 @@ def build(workspace: Workspace) -> None:
         """Bring back the skipped tasks."""
 
         def act(user: User) -> View:
-            rankings.return_skipped(workspace.store, user, str(data["uuid"]))
+            rankings.return_skipped(workspace.store, user, _uuid(data))
             return next_view(workspace, user)
 
         return answer(request, act)
@@ -139,14 +142,22 @@ def read_event(data: Any) -> rankings.Event:
     )
 
 
+def _uuid(data: Any) -> str:
+    value = data.get("uuid") if isinstance(data, dict) else None
+    if not isinstance(value, str):
+        raise InputError("the browser sent something unknown; reload the page")
+    return value
+
+
 def _whole(data: Any, key: str) -> int:
     value = data.get(key) if isinstance(data, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**53:
         raise InputError("the browser sent no task; reload the page")
     return value
 
 
 def _number(data: dict[str, Any], key: str) -> float | None:
     value = data.get(key)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

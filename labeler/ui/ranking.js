@@ -71,13 +71,13 @@ async function go(name, data, label) {
   stopDraft();
   root.setAttribute("aria-busy", "true");
   const button = part(".submit");
-  const before = button?.textContent;
-  if (button && label) button.textContent = label;
+  const before = button ? Array.from(button.childNodes) : [];
+  if (label) button?.replaceChildren(label);
   const answer = await call(name, data);
   busy = false;
   root.removeAttribute("aria-busy");
   if (answer.error) {
-    if (button) button.textContent = before;
+    button?.replaceChildren(...before);
     if (view) {
       say(answer.error, "error");
       changed(false); // the draft was stopped: go on saving it
@@ -203,6 +203,7 @@ function drawTask(top) {
   state.active = state.order[0];
   const list = make("div", { className: "cards", role: "list" });
   list.style.setProperty("--columns", columns());
+  list.style.setProperty("--rows", Math.ceil(count / columns()));
   list.append(...state.order.map(makeCard));
   root.replaceChildren(top, makeKeys(), makePrompt(), list, makeActions());
   drawRanks();
@@ -262,9 +263,9 @@ function makeCard(index) {
   const head = make(
     "div",
     { className: "card-head", title: "Drag to put the cards in order" },
+    make("span", { className: "grip", ariaHidden: "true" }),
     make("span", { className: "badge" }),
     make("span", { className: "card-name" }, `Completion ${name}`),
-    make("span", { className: "grip", ariaHidden: "true" }),
   );
   const foot = make("div", { className: "card-foot" }, ranks);
   const card = make("article", { className: "card", role: "listitem", tabIndex: -1, dataset: { index } }, head, body, foot);
@@ -301,16 +302,15 @@ function makeActions() {
   return make(
     "div",
     { className: "actions" },
-    make("div", { className: "notice", role: "alert" }),
-    make("button", { type: "button", className: "skip", onclick: skip }, "Skip"),
-    make("button", { type: "button", className: "all-bad", onclick: toggleAllBad }, "All bad"),
     comment,
-    make("span", { className: "draft-note", role: "status" }),
     make(
-      "button",
-      { type: "button", className: "submit", onclick: submit },
-      "Submit",
-      make("kbd", {}, "Ctrl ↵"),
+      "div",
+      { className: "action-buttons" },
+      make("div", { className: "notice", role: "alert" }),
+      make("span", { className: "draft-note", role: "status" }),
+      make("button", { type: "button", className: "skip", onclick: skip }, "Skip"),
+      make("button", { type: "button", className: "all-bad", onclick: toggleAllBad }, "All bad"),
+      make("button", { type: "button", className: "submit", onclick: submit }, "Submit", make("kbd", {}, "Ctrl ↵")),
     ),
   );
 }

@@ -101,6 +101,7 @@ def make() -> gr.themes.Base:
     plain = {
         "color_accent": "var(--accent)",
         "block_border_width": "1px",
+        "button_border_width": "1px",
         "button_large_text_weight": "600",
         "button_small_text_weight": "500",
     }
