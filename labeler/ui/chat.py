@@ -102,14 +102,10 @@ def build(workspace: Workspace) -> None:
     outputs = [history, log, status, box, send, stop]
 
     def frame(turns: list[Message], line: Any, text: Any = None, busy: bool = False) -> list[Any]:
-        return [
-            turns,
-            display(turns),
-            line,
-            gr.skip() if text is None else text,
-            gr.update(visible=not busy),
-            gr.update(visible=busy),
-        ]
+        return [turns, display(turns), line, gr.skip() if text is None else text, *buttons(busy)]
+
+    def buttons(busy: bool) -> list[Any]:
+        return [gr.update(visible=not busy), gr.update(visible=busy)]
 
     def answer(
         request: gr.Request, turns: list[Message], typed: str, checkpoint_id: int, prompt: str, sampling: Sampling
@@ -133,9 +129,9 @@ def build(workspace: Workspace) -> None:
                         drawn = time.monotonic()
                         line = status_line(name, count, drawn - started, None)
                         yield frame([*turns, _reply(text)], line, busy=True)
-            yield frame([*turns, _reply(text)], status_line(name, count, time.monotonic() - started, reason))
+            yield frame([*turns, _reply(text)], status_line(name, count, time.monotonic() - started, reason), busy=True)
         except InputError as error:
-            yield frame(turns[:-1], notice(str(error)), typed)
+            yield frame(turns[:-1], notice(str(error)), typed, busy=True)
         finally:
             stops.pop(key, None)
 
@@ -185,8 +181,12 @@ def build(workspace: Workspace) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     asked = [box, history, checkpoint, system, *settings]
-    gr.on([send.click, box.submit], respond, asked, outputs, **quiet, **GENERATION)
-    log.retry(retry, asked[1:], [*outputs, settings[-1]], **quiet, **GENERATION)
+    answered = (
+        gr.on([send.click, box.submit], respond, asked, outputs, **quiet, **GENERATION),
+        log.retry(retry, asked[1:], [*outputs, settings[-1]], **quiet, **GENERATION),
+    )
+    for event in answered:  # Send comes back when the last word has reached the page, not before
+        event.then(lambda: buttons(False), None, [send, stop], **quiet)
     log.undo(undo, history, outputs, queue=False, **quiet)
     gr.on([fresh.click, log.clear], lambda: frame([], "", ""), None, outputs, queue=False, **quiet)
     stop.click(halt, None, None, queue=False, **quiet)

@@ -82,7 +82,7 @@ def build(workspace: Workspace) -> None:
     outputs = [round_id, problem, sides, run, stop, pair_row, rank_row, *ranks]
 
     def frame(found: Round | None, problem_html: str = "", busy: bool = False) -> list[Any]:
-        votable = found is not None and found.finished and found.task_id is None
+        votable = not busy and found is not None and found.finished and found.task_id is None
         count = len(found.sides) if found else 0
         return [
             found.id if found else "",
@@ -119,11 +119,21 @@ def build(workspace: Workspace) -> None:
                         drawn = time.monotonic()
                         yield frame(found, "", busy=True)
             told = "" if found.finished else "Stopped. A vote needs whole answers: run the comparison again."
-            yield frame(found, notice(told, "info"))
+            yield frame(found, notice(told, "info"), busy=True)
         except InputError as error:
-            yield frame(None, notice(str(error)))
+            yield frame(None, notice(str(error)), busy=True)
         finally:
             stops.pop(key, None)
+
+    def settle(request: gr.Request, round_key: str) -> list[Any]:
+        """Offer the vote, once the last word of `compare` has reached the page: it would undo the names otherwise."""
+        try:
+            found = rounds.get(round_key, current_user(request, workspace)) if round_key else None
+        except InputError:
+            found = None
+        update = frame(found)
+        update[1] = gr.skip()  # why there is nothing to vote on
+        return update
 
     def vote(name: str) -> Any:
         def handler(request: gr.Request, round_key: str, *given: Any) -> list[Any]:
@@ -165,7 +175,8 @@ def build(workspace: Workspace) -> None:
         )
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    run.click(compare, [prompt, blind, system, *settings, *pickers], outputs, **quiet, **GENERATION)
+    compared = run.click(compare, [prompt, blind, system, *settings, *pickers], outputs, **quiet, **GENERATION)
+    compared.then(settle, round_id, outputs, **quiet)
     stop.click(halt, None, None, queue=False, **quiet)
     for button in (*pair_buttons, submit, all_bad):
         button.click(vote(str(button.value)), [round_id, *ranks], outputs, **quiet)

@@ -99,9 +99,13 @@ def test_a_base_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"temperature": -1}, "temperature must lie between"), ({"max_new_tokens": None}, "set max new tokens to a number"),
-     ({"seed": 2**40}, "seed must lie"), ({"top_p": 0}, "top p must lie")],
-)  # fmt: skip
+    [
+        ({"temperature": -1}, "temperature must lie between"),
+        ({"max_new_tokens": None}, "set max new tokens to a number"),
+        ({"seed": 2**40}, "seed must lie"),
+        ({"top_p": 0}, "top p must lie"),
+    ],
+)
 def test_settings_are_checked(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sampling(**settings)

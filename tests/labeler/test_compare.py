@@ -114,7 +114,7 @@ def test_names_are_drawn_only_after_the_vote(rounds: Rounds, workspace: Workspac
 
 def test_without_blindness_the_sides_keep_their_order_and_names(rounds: Rounds, workspace: Workspace) -> None:
     found = start(rounds, workspace, count=3, blind=False)
-    assert [side.checkpoint.id for side in found.sides][0] == workspace.base_checkpoint_id
+    assert found.sides[0].checkpoint.id == workspace.base_checkpoint_id
     assert "dpo/0002 step 1" in draw(found)
 
 
