@@ -50,7 +50,9 @@ def listen(host: str, port: str) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise InputError(f"port {port} is taken; choose another one: make run PORT={int(port) % 65535 + 1}") from None
+            raise InputError(
+                f"port {port} is taken; choose another one: make run PORT={int(port) % 65535 + 1}"
+            ) from None
         raise InputError(f"cannot listen on {host}:{port} ({error.strerror}); set HOST or PORT") from None
     return listener
 

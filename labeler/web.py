@@ -114,11 +114,13 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
         """What the page's header shows, asked for every few seconds."""
         user = auth.user_of(workspace.store, request.cookies)
         assert user is not None  # Guard
-        login = needs_login(workspace.store)
-        return JSONResponse(
-            {"user": user.name, "login": login, "running": jobs.running_line(workspace.store)},
-            headers={"Cache-Control": "no-store"},
-        )
+        view = {
+            "user": user.name,
+            "login": needs_login(workspace.store),
+            "running": jobs.running_line(workspace.store),
+            "hidden_tabs": ui.HIDDEN_TABS.get(user.role, ()),
+        }
+        return JSONResponse(view, headers={"Cache-Control": "no-store"})
 
     @app.get("/snapshots/{snapshot_id}")
     def snapshot(snapshot_id: int, request: Request) -> Response:

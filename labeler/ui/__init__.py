@@ -17,6 +17,10 @@ TABS = (
     ("Data", data_tab.build),
 )
 
+HIDDEN_TABS = {"annotator": ("Train", "Runs", "Data"), "lead": ("Train",)}
+"""Tabs that a role does not need. header.js hides them, since Gradio's own way to hide a tab that was never opened has
+no effect. It is for calm, not for safety: every handler checks who asks."""
+
 HEADER = """
 <header class="site-header">
   <strong class="site-name">Preference Loop</strong>

@@ -1,8 +1,17 @@
-// The header's live parts: who is signed in and what is running. Asks /status while the page can be seen.
+// The header's live parts: who is signed in, what is running, and which tabs this person's role does not need.
+// Asks /status while the page can be seen.
 const POLL_MS = 3000;
 const running = element.querySelector(".site-running");
 const userName = element.querySelector(".site-user");
 const logout = element.querySelector(".site-logout");
+
+const hiding = document.head.appendChild(document.createElement("style"));
+
+function hideTabs(names) {
+  const rules = names.map((name) => `#tab-${name.toLowerCase()}-button { display: none !important; }`);
+  if (names.length > 2) rules.push(".tab-wrapper .overflow-menu { display: none !important; }"); // the rest fits
+  hiding.textContent = rules.join("\n");
+}
 
 function show(text, state) {
   running.textContent = text;
@@ -20,6 +29,7 @@ async function refresh() {
     const status = await answer.json();
     userName.textContent = status.login ? status.user : "";
     logout.hidden = !status.login;
+    hideTabs(status.hidden_tabs);
     show(status.running, "running");
   } catch {
     show("The app does not answer. Is it still running?", "lost");

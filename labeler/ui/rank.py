@@ -86,7 +86,7 @@ def build(workspace: Workspace) -> None:
 
     gr.HTML(
         html_template=MARKUP,
-        js_on_load=theme.script("ranking.js"),
+        js_on_load=theme.script("dragging.js") + theme.script("ranking.js"),
         server_functions=[rank_next, rank_submit, rank_draft, rank_undo, rank_skipped],
         apply_default_css=False,
         elem_id="rank",

@@ -3,6 +3,8 @@
 // Completions are text of unknown origin: they reach the page by textContent, or as HTML that the server has
 // sanitised. The template is static, so nothing here is ever evaluated as a template again.
 //
+// dragging.js stands before this file in the same scope.
+//
 // state.ranks[i] belongs to completion i in the order the server sent; state.order is where its card stands.
 
 const root = element.querySelector(".rank");
@@ -10,6 +12,7 @@ const DRAFT_DELAY_MS = 250;
 const RETRY_MS = 3000;
 const UNREACHABLE = "The app does not answer. What you entered is still here; check that it runs, then try again.";
 const TOO_FEW = "Rank at least two completions, or mark all of them as bad.";
+const COMMAND = /mac|iphone|ipad/i.test(navigator.platform) ? "⌘" : "Ctrl";
 const KEYS = [
   [["1", "–", "9"], "give the marked card that rank; equal numbers tie"],
   [["0", "Backspace"], "clear its rank"],
@@ -19,8 +22,8 @@ const KEYS = [
   [["S"], "skip"],
   [["C"], "write a comment; Esc leaves it"],
   [["R"], "show the raw text"],
-  [["Ctrl + Enter"], "submit and go on"],
-  [["Ctrl + Z"], "take the last one back"],
+  [[`${COMMAND} + Enter`], "submit and go on"],
+  [[`${COMMAND} + Z`], "take the last one back"],
   [["?"], "show or hide this list"],
 ];
 
@@ -54,6 +57,7 @@ const part = (selector) => root.querySelector(selector);
 const cards = () => Array.from(root.querySelectorAll(".card"));
 const cardOf = (index) => part(`.card[data-index="${index}"]`);
 const visible = () => element.isConnected && root.offsetParent !== null;
+const narrow = () => window.innerWidth <= 720; // as in style.css
 const ranked = () => state.ranks.filter((rank) => rank !== null).length;
 const plural = (count, word) => `${count.toLocaleString()} ${word}${count === 1 ? "" : "s"}`;
 
@@ -201,7 +205,8 @@ function drawTask(top) {
     since: performance.now(),
   };
   state.active = state.order[0];
-  const list = make("div", { className: "cards", role: "list" });
+  const list = make("div", { className: count > 5 ? "cards many" : "cards", role: "list" });
+  list.dataset.columns = columns();
   list.style.setProperty("--columns", columns());
   list.style.setProperty("--rows", Math.ceil(count / columns()));
   list.append(...state.order.map(makeCard));
@@ -209,7 +214,7 @@ function drawTask(top) {
   drawRanks();
   mark(nextUnranked(state.order[0]) ?? state.order[0], true);
   if (view.draft) part(".draft-note").textContent = "Your draft is back";
-  if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
+  if (root.getBoundingClientRect().top < 0) window.scrollTo(0, narrow() ? root.getBoundingClientRect().top + window.scrollY : 0);
 }
 
 /** Wide texts two by two; short ones in a single row. The style sheet takes fewer where the screen is narrow. */
@@ -306,11 +311,11 @@ function makeActions() {
     make(
       "div",
       { className: "action-buttons" },
-      make("div", { className: "notice", role: "alert" }),
+      make("div", { className: "rank-notice", role: "alert" }),
       make("span", { className: "draft-note", role: "status" }),
       make("button", { type: "button", className: "skip", onclick: skip }, "Skip"),
       make("button", { type: "button", className: "all-bad", onclick: toggleAllBad }, "All bad"),
-      make("button", { type: "button", className: "submit", onclick: submit }, "Submit", make("kbd", {}, "Ctrl ↵")),
+      make("button", { type: "button", className: "submit", onclick: submit }, "Submit", make("kbd", {}, `${COMMAND} ↵`)),
     ),
   );
 }
@@ -321,10 +326,10 @@ function grow(area) {
 }
 
 function makeKeys() {
-  const rows = KEYS.flatMap(([keys, meaning]) => [
-    make("dt", {}, ...keys.map((key) => (key === "–" || key === "arrows" ? ` ${key} ` : make("kbd", {}, key)))),
-    make("dd", {}, meaning),
-  ]);
+  const rows = KEYS.map(([keys, meaning]) => {
+    const names = keys.flatMap((key) => [key === "–" || key === "arrows" ? key : make("kbd", {}, key), " "]);
+    return make("div", {}, make("dt", {}, ...names), make("dd", {}, meaning));
+  });
   return make("section", { className: "key-list", ariaLabel: "Keys", hidden: true }, make("dl", {}, ...rows));
 }
 
@@ -358,10 +363,10 @@ function drawEmpty(top) {
     makeKeys(),
     make(
       "div",
-      { className: "empty" },
+      { className: "rank-empty" },
       make("h2", {}, title),
       ...lines.map((line) => make("p", {}, line)),
-      make("div", { className: "notice", role: "alert" }),
+      make("div", { className: "rank-notice", role: "alert" }),
       make("div", { className: "empty-buttons" }, ...buttons),
     ),
   );
@@ -371,8 +376,8 @@ function drawFailure(message) {
   root.replaceChildren(
     make(
       "div",
-      { className: "empty" },
-      make("p", { className: "notice", role: "alert", dataset: { kind: "error" } }, message),
+      { className: "rank-empty" },
+      make("p", { className: "rank-notice", role: "alert", dataset: { kind: "error" } }, message),
       make("button", { type: "button", onclick: load }, "Try again"),
     ),
   );
@@ -384,7 +389,7 @@ function openTab(label) {
 }
 
 function say(message, kind = "") {
-  const notice = part(".notice");
+  const notice = part(".rank-notice");
   if (!notice) return;
   notice.textContent = message;
   notice.dataset.kind = kind;
@@ -416,7 +421,7 @@ function drawRanks() {
   root.classList.toggle("is-all-bad", state.allBad);
   const ready = ranked() >= 2 || state.allBad;
   part(".submit").classList.toggle("ready", ready);
-  const notice = part(".notice");
+  const notice = part(".rank-notice");
   if (notice.dataset.kind === "error" && ready) say("");
   if (state.allBad) say("All bad: stored as a flag. Nothing is learned from the order of these.", "info");
   else if (notice.dataset.kind === "info") say("");
@@ -539,97 +544,6 @@ function onTaskKey(key) {
   else if (name === "Escape" && !part(".key-list").hidden) toggleKeys();
   else return false;
   return true;
-}
-
-// ---------------------------------------------------------------- dragging, by mouse, pen and finger
-
-let drag = null;
-
-function startDrag(down, card) {
-  if (down.button !== 0 || busy || drag) return;
-  const box = card.getBoundingClientRect();
-  drag = { card, id: down.pointerId, x: down.clientX, y: down.clientY, dx: down.clientX - box.left, dy: down.clientY - box.top, moving: false };
-  window.addEventListener("pointermove", moveDrag);
-  window.addEventListener("pointerup", endDrag);
-  window.addEventListener("pointercancel", endDrag);
-  window.addEventListener("keydown", endDrag, true);
-}
-
-function moveDrag(move) {
-  if (!drag || move.pointerId !== drag.id) return;
-  drag.x2 = move.clientX;
-  drag.y2 = move.clientY;
-  if (!drag.moving) {
-    if (Math.hypot(move.clientX - drag.x, move.clientY - drag.y) < 6) return;
-    liftCard();
-  }
-  move.preventDefault();
-  placeCard();
-}
-
-/** The card leaves the grid and follows the pointer; an empty place of its size stays behind. */
-function liftCard() {
-  const { card } = drag;
-  const box = card.getBoundingClientRect();
-  drag.moving = true;
-  drag.place = make("div", { className: "card-place" });
-  drag.place.style.height = `${box.height}px`;
-  card.before(drag.place);
-  card.classList.add("dragging");
-  card.style.width = `${box.width}px`;
-  card.style.height = `${Math.min(box.height, window.innerHeight * 0.5)}px`;
-  root.classList.add("is-dragging");
-  drag.dy = Math.min(drag.dy, window.innerHeight * 0.5);
-  say("Drop the card where it belongs. The first place is the best; all cards are ranked in this order.", "drag");
-  drag.frame = requestAnimationFrame(scrollAtEdge);
-}
-
-function placeCard() {
-  const { card, place, x2, y2, dx, dy } = drag;
-  card.style.transform = `translate(${x2 - dx}px, ${y2 - dy}px)`;
-  const over = document.elementsFromPoint(x2, y2).map((node) => node.closest?.(".card")).find((node) => node && node !== card && root.contains(node));
-  if (!over) return;
-  // the place goes to the far side of the card it was moved onto, once the pointer is past that card's middle
-  const box = over.getBoundingClientRect();
-  const later = Boolean(place.compareDocumentPosition(over) & Node.DOCUMENT_POSITION_FOLLOWING);
-  const sameRow = Math.abs(box.top - place.getBoundingClientRect().top) < 10;
-  const past = sameRow ? (x2 - box.left) / box.width : (y2 - box.top) / box.height;
-  if (later && past > 0.3) over.after(place);
-  else if (!later && past < 0.7) over.before(place);
-}
-
-/** Near the top or bottom of the window the page moves along, so that a stack of cards can be crossed. */
-function scrollAtEdge() {
-  if (!drag?.moving) return;
-  const edge = 90;
-  const speed = drag.y2 < edge ? drag.y2 - edge : drag.y2 > window.innerHeight - edge ? drag.y2 - window.innerHeight + edge : 0;
-  if (speed) {
-    window.scrollBy(0, speed / 5);
-    placeCard();
-  }
-  drag.frame = requestAnimationFrame(scrollAtEdge);
-}
-
-function endDrag(end) {
-  if (!drag || (end.type === "keydown" ? end.key !== "Escape" : end.pointerId !== drag.id)) return;
-  for (const type of ["pointermove", "pointerup", "pointercancel"]) window.removeEventListener(type, type === "pointermove" ? moveDrag : endDrag);
-  window.removeEventListener("keydown", endDrag, true);
-  const { card, place, moving, frame } = drag;
-  drag = null;
-  if (!moving) return;
-  cancelAnimationFrame(frame);
-  const dropped = end.type === "pointerup";
-  if (dropped) place.before(card);
-  place.remove();
-  card.classList.remove("dragging");
-  card.style.cssText = "";
-  root.classList.remove("is-dragging");
-  say("");
-  drawRanks();
-  if (!dropped) return;
-  end.preventDefault();
-  reorder(cards().map((node) => Number(node.dataset.index)));
-  mark(Number(card.dataset.index), true);
 }
 
 // ---------------------------------------------------------------- start

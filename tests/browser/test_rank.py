@@ -144,7 +144,7 @@ def test_a_draft_survives_a_killed_app(make_app: MakeApp, page: Page) -> None:
     app.kill()
 
     page.keyboard.press("Control+Enter")  # nobody answers: said beside the button, and nothing is lost
-    expect(page.locator(".rank .notice")).to_contain_text("does not answer")
+    expect(page.locator(".rank-notice")).to_contain_text("does not answer")
     assert badges(page) == ["2", "1", "–", "–"]
 
     app.restart()
@@ -167,7 +167,7 @@ def test_a_submit_that_nobody_answered_can_be_repeated(make_app: MakeApp, page: 
         page.keyboard.press(key)
     app.stop()
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".rank .notice")).to_contain_text("does not answer")
+    expect(page.locator(".rank-notice")).to_contain_text("does not answer")
     app.start()
     submit(page)
     assert stored(app, question) == dict(zip(shown, (1, 2, 3, 4), strict=True))
@@ -190,7 +190,7 @@ def test_one_rank_is_not_enough_and_all_bad_is(app: App, page: Page) -> None:
     question = prompt(page)
     page.keyboard.press("1")
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".rank .notice")).to_contain_text("Rank at least two")
+    expect(page.locator(".rank-notice")).to_contain_text("Rank at least two")
     assert prompt(page) == question
     page.keyboard.press("Backspace")  # the mark has moved on: nothing to clear there
     assert badges(page)[0] == "1"
