@@ -84,9 +84,8 @@ def _add_flag(group: Any, item: Knob) -> None:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
         kind = float if item.type is int else item.type  # a whole number is checked with the range, by the config
-        group.add_argument(
-            flag, type=kind, choices=item.choices, default=argparse.SUPPRESS, help=text, metavar=item.type.__name__.upper()
-        )  # fmt: skip
+        name = item.type.__name__.upper()
+        group.add_argument(flag, type=kind, choices=item.choices, default=argparse.SUPPRESS, help=text, metavar=name)
 
 
 def main(arguments: list[str] | None = None) -> int:

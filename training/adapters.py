@@ -45,7 +45,7 @@ def take_over(model: PeftModel, active: ActiveAdapter) -> None:
                     "that are linear layers"
                 )
             object.__setattr__(module, "_active", active)
-            module.forward = _forward.__get__(module)  # type: ignore[method-assign]
+            module.forward = _forward.__get__(module)
 
 
 def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

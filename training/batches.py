@@ -156,8 +156,8 @@ class Fit:
 
 def encode_response(base: Base, text: str, ended: bool = True) -> list[int]:
     """Token ids of an assistant's answer, with the end token where the answer had come to its end."""
-    ids = list(base.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-    return [*ids, int(base.tokenizer.eos_token_id)] if ended else ids  # type: ignore[arg-type]
+    ids = list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*ids, int(base.tokenizer.eos_token_id)] if ended else ids
 
 
 def encode_rankings(base: Base, rankings: Sequence[Ranking], max_length: int) -> tuple[list[Group], Fit]:

@@ -77,7 +77,7 @@ class DirectPreference:
         tallies: list[Tally] = []
         for pack in packs(groups, self.config.tokens_per_forward, self.base.device):
             loss, tally = self.loss(pack)
-            tallies.append(tally | {"loss": (float(loss), self.denominator(pack.groups))})
+            tallies.append(dict(tally) | {"loss": (float(loss), self.denominator(pack.groups))})
         self.held = False
         return means(tallies)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from training.models import Base, load_base, set_threads
 from training.run import Run, every
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
-Tally = dict[str, tuple[float, float]]
+Tally = Mapping[str, tuple[float, float]]
 """Metrics of one forward as (sum, count), so that they add up over forwards."""
 
 
@@ -94,12 +94,12 @@ def hold_out(config: TrainingConfig, read: Callable[[Path | str], list[Record]])
 class Optimizer:
     """AdamW with warm-up, decay and clipping."""
 
-    def __init__(self, config: TrainingConfig, groups: list[tuple[list[nn.Parameter], float]], total: int) -> None:
+    def __init__(self, config: TrainingConfig, groups: Sequence[tuple[Sequence[Tensor], float]], total: int) -> None:
         self.config, self.total = config, total
         self.rates = [rate for _, rate in groups]
         self.parameters = [p for parameters, _ in groups for p in parameters]
         self.adam = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in groups],
+            [{"params": list(parameters), "lr": rate} for parameters, rate in groups],
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,

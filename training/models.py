@@ -135,7 +135,7 @@ class Base:
         state = {key: value for key, value in state.items() if ".lora_" in key}
         self.add_adapter(name, config)
         try:
-            missing = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+            missing: Any = set_peft_model_state_dict(self.peft, state, adapter_name=name)
         except (RuntimeError, KeyError) as error:
             raise InputError(f"{folder}: does not fit the base model {self.name} ({error})") from None
         if missing.unexpected_keys:
@@ -167,7 +167,7 @@ class Base:
         saved = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "task_type": "CAUSAL_LM"})
         saved.base_model_name_or_path = self.name
         saved.inference_mode = True
-        saved.target_modules = sorted(saved.target_modules or [])  # type: ignore[arg-type]
+        saved.target_modules = sorted(saved.target_modules or [])
         if head is not None:
             state["base_model.model.score.weight"] = head.weight.detach().to("cpu", torch.float32).contiguous()
             saved.task_type, saved.modules_to_save = "SEQ_CLS", ["score"]
@@ -222,7 +222,7 @@ def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "aut
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, where))
     except (OSError, ValueError) as error:
         raise InputError(f"base model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    model.to(where).eval()
+    model = model.to(where).eval()  # type: ignore[arg-type]
     _declare_pad(tokenizer, model)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE

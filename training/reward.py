@@ -122,8 +122,8 @@ def train(config: RewardConfig, resume: bool = False) -> dict[str, Any]:
         rankings, held_out = hold_out(config, read_rankings)
         base, state = load_policy(run, config)
         source = state["checkpoint"] if state else config.from_checkpoint
-        is_reward_model = source is not None and read_manifest(source)["kind"] == "reward"
-        head = load_head(source) if is_reward_model else new_head(base.hidden_size, config.seed)
+        continues = source is not None and read_manifest(source)["kind"] == "reward"
+        head = load_head(source) if source and continues else new_head(base.hidden_size, config.seed)
         head.to(base.device)
         groups, fitted = encode_rankings(base, rankings, config.max_length)
         run.say(fitted.describe("rankings", config.max_length))

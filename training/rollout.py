@@ -80,7 +80,7 @@ def sample(
     count, repeats, longest = random.shape
     width = max(len(ids) for ids in prompts)
     device = base.device
-    pad = int(base.tokenizer.pad_token_id)  # type: ignore[arg-type]
+    pad = int(base.tokenizer.pad_token_id)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (repeats,))
@@ -129,8 +129,9 @@ def sample(
 
 def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation, up to where the assistant's answer begins."""
-    text = base.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    text = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
