@@ -121,10 +121,10 @@ def create(
         values = config.to_dict(
             config.from_dict(config.METHODS[method], {**settings, "data": str(data), "output": str(folder)})
         )
-        snapshot = snapshots.write_snapshot(workspace.store, data, kind, filters or {}, user.id)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         now = time.time()
-        with workspace.store.write() as db:
+        with workspace.store.write() as db:  # snapshot and job, or neither
+            snapshot = snapshots.write_snapshot(workspace.store, data, kind, filters or {}, user.id)
             db.table("jobs").insert(
                 {
                     "id": folder.name,

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
@@ -21,7 +20,6 @@ from typing import IO, Any
 
 import psutil
 
-from data.records import InputError
 from labeler import checkpoints, jobs
 from labeler.jobs import Job
 from labeler.workspace import Workspace
@@ -67,8 +65,8 @@ class Worker:
             try:
                 if self.acquire():
                     self.tick()
-            except (sqlite3.Error, OSError, InputError):
-                # a full disk or a busy database passes; the runs must not be left alone because of it
+            except Exception:
+                # a full disk or a busy database passes; no run may be left alone because of it
                 log.exception("the worker could not do its turn; it tries again")
             self._stopping.wait(self.poll_seconds)
         self.workspace.store.close()

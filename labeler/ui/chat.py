@@ -26,7 +26,7 @@ REDRAW_SECONDS = 0.05
 GENERATION: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "generate"}
 """Shared with Compare: how many answers may be in the making at once. They take turns, token by token."""
 
-PLACEHOLDER = "Say something to the model. Enter sends, Shift+Enter makes a new line."
+PLACEHOLDER = "Your message. Enter sends it."
 
 
 def sampling_fields() -> list[Any]:

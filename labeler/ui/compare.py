@@ -109,7 +109,8 @@ def build(workspace: Workspace) -> None:
             found = rounds.start(user, messages, chosen, sampling, hidden)
             for seconds in chat.wait():
                 yield frame(found, loading(workspace.base_model, seconds), busy=True)
-            yield [*frame(found, "", busy=True)[: -len(ranks)], *(gr.Radio(value=NOBODY, visible=False) for _ in ranks)]
+            blank = gr.Radio(rank_choices(len(chosen)), value=NOBODY, visible=False)
+            yield [*frame(found, "", busy=True)[: -len(ranks)], *(blank for _ in ranks)]
             drawn = time.monotonic()
             with closing(rounds.answer(found)) as turns:  # type: ignore[type-var]
                 for _ in turns:
@@ -182,6 +183,11 @@ def build(workspace: Workspace) -> None:
         button.click(vote(str(button.value)), [round_id, *ranks], outputs, **quiet)
     page.on_show(refresh, pickers, pickers)
     page.on_show(advice, [], [problem])
+
+
+def rank_choices(count: int) -> list[tuple[str, int]]:
+    """Ranks that `count` answers can have, and none."""
+    return [*((str(rank), rank) for rank in range(1, count + 1)), ("–", NOBODY)]
 
 
 def draw(found: Round) -> str:

@@ -37,7 +37,6 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "nats per token",
             "Falls, then flattens. A held-out line that turns up means memorising: stop earlier.",
         ),
-        Panel("Perplexity", ("eval/perplexity",), "", "How many words it hesitates between; lower is better."),
         Panel(
             "Token accuracy",
             ("accuracy", "eval/accuracy"),
@@ -94,7 +93,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "ppo": (
         Panel(
             "Score",
-            ("objective/scores", "eval/scores"),
+            ("objective/score",),
             "reward model's score",
             "Rises, then flattens. Read the answers too: a score can rise while answers get worse.",
         ),
@@ -102,21 +101,16 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Distance from the reference",
             ("objective/kl",),
             "nats per answer",
-            "Grows slowly from 0. Above some 10 to 20 expect odd text: raise beta. It should not be negative.",
+            "Grows slowly from 0; a little below 0 is noise. Above some 10 to 20 expect odd text: raise beta.",
         ),
         Panel(
             "Answer length",
-            ("objective/length",),
+            ("response/length",),
             "tokens",
             "Should not run to the limit: then the reward model likes length, not quality.",
         ),
         Panel("Entropy", ("objective/entropy",), "nats per token", "Falls slowly. A sudden drop means repetition."),
-        Panel(
-            "Clipped",
-            ("policy/clipfrac",),
-            "share of tokens",
-            "Below about 0.2. Higher: lower the learning rate.",
-        ),
+        Panel("Clipped", ("policy/clipfrac",), "share of tokens", "Below about 0.2. Higher: lower the learning rate."),
         Panel("Value model", ("val/explained_variance",), "explained variance", "Rises from 0 towards 1."),
     ),
 }
@@ -156,8 +150,8 @@ def other_curves(method: str, metrics: Sequence[dict[str, Any]]) -> str:
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover [low, high], about `count` of them."""
     if not high > low:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        pad = abs(low) * 0.1
+        low, high = (low - pad, high + pad) if pad else (0.0, 1.0)
     raw = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
@@ -172,6 +166,14 @@ def number(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def tick_label(value: float, step: float) -> str:
+    """A tick with as many digits as tell it from its neighbours."""
+    if step >= 1 or step < 1e-4 or value == 0:
+        return number(value)
+    digits = next(digits for digits in range(1, 8) if abs(round(step, digits) - step) < step * 1e-6)
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:
@@ -216,7 +218,7 @@ def _svg(title: str, lines: list[tuple[str, Points]]) -> str:
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     y_ticks = ticks(min(values), max(values))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    y_low, y_high, step = y_ticks[0], y_ticks[-1], y_ticks[1] - y_ticks[0]
 
     def x(step: float) -> float:
         return LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -227,7 +229,9 @@ def _svg(title: str, lines: list[tuple[str, Points]]) -> str:
     parts = []
     for tick in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick_label(tick, step)}</text>'
+        )
     for tick in ticks(x_low, x_high, 5):
         if x_low <= tick <= x_high and tick == int(tick):
             parts.append(

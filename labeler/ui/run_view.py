@@ -111,7 +111,15 @@ def _stamp(folder: Path, job: Job) -> tuple[Any, ...]:
             marks.append((stat.st_mtime_ns, stat.st_size))
         except OSError:
             marks.append((0, 0))
-    return (job.id, job.state, job.stop_requested_at, job.queued_at, *marks)
+    return (job.id, job.state, job.stop_requested_at, job.queued_at, silence(folder, job), *marks)
+
+
+def silence(folder: Path, job: Job) -> int:
+    """Whole minutes for which a running run has not said a word; it should every few seconds."""
+    if job.state != "running" or job.started_at is None:
+        return 0
+    last = float(worker.read_status(folder).get("updated_at") or 0)
+    return int((time.time() - max(last, job.started_at)) // 60)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -139,14 +147,15 @@ def head(workspace: Workspace, job: Job, status: dict[str, Any]) -> str:
             f"took {jobs.duration((job.finished_at or time.time()) - job.started_at)}" if job.finished_at else ""
         )
     meta = " · ".join(fact for fact in facts if fact)
+    progress = _progress(job, status, silence(workspace.runs_folder / job.id, job))
     return (
         f'<section class="run-head" data-run="{escape(job.id)}" data-state="{escape(job.state)}">'
-        f'<div class="run-title">{title}</div><p class="meta">{meta}</p>{_progress(job, status)}{_trouble(job)}'
-        f"{_result(job)}</section>"
+        f'<div class="run-title">{title}</div><p class="meta">{meta}</p>'
+        f"{progress}{_trouble(job)}{_result(job)}</section>"
     )
 
 
-def _progress(job: Job, status: dict[str, Any]) -> str:
+def _progress(job: Job, status: dict[str, Any], quiet: int) -> str:
     if job.state == "queued":
         return '<p class="now">Waits until the run before it is done, then starts by itself.</p>'
     step, total = status.get("step") or 0, status.get("total_steps") or 0
@@ -161,7 +170,10 @@ def _progress(job: Job, status: dict[str, Any]) -> str:
             f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="{int(total)}" '
             f'aria-valuenow="{int(step)}"><div style="width:{100 * step / total:.1f}%"></div></div>'
         )
-    return f'<p class="now">{escape(now)}{detail}</p>{bar}'
+    warning = (
+        notice(f"No sign of life for {quiet} min. If the machine is not asleep, stop it and resume.") if quiet else ""
+    )
+    return f'<p class="now">{escape(now)}{detail}</p>{bar}{warning}'
 
 
 def _trouble(job: Job) -> str:

@@ -95,7 +95,9 @@ def _row(workspace: Workspace, job: jobs.Job, chosen: bool) -> str:
         ("Progress", _progress(workspace, job)),
         ("Result", "<br>".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in final_metrics(job, 3))),
     ]
-    inside = "".join(f'<td data-label="{name}">{content}</td>' for name, content in cells)
+    inside = "".join(
+        f'<td data-label="{name}"><div>{content}</div></td>' if content else "<td></td>" for name, content in cells
+    )
     return f'<tr data-run="{escape(job.id)}" class="{"chosen" if chosen else ""}">{inside}</tr>'
 
 

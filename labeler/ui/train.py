@@ -91,6 +91,9 @@ def build(workspace: Workspace) -> None:
             *(gr.update(visible=other == name) for other in order),
         ]
 
+    def facts(name: str, *values: Any) -> str:
+        return data_line(workspace, name, held_out(name, values))
+
     def begin(
         request: gr.Request, name: str, parent_id: int | None, reward_id: int | None, *values: Any
     ) -> tuple[Any, ...]:
@@ -131,14 +134,9 @@ def build(workspace: Workspace) -> None:
     page.on_show(choose, chosen, form_outputs)
     method.change(choose, chosen, form_outputs, **quiet)
     for name in order:
-        index = [knob.name for knob in form.fields(METHODS[name])].index("validation_fraction")
-        fields[name][index].change(
-            lambda picked, *values: data_line(workspace, picked, held_out(picked, values)),
-            [method, *flat],
-            data,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        for knob, field in zip(form.fields(METHODS[name]), fields[name], strict=True):
+            if knob.name == "validation_fraction":
+                field.change(facts, [method, *flat], data, **quiet)
     live = [shown, waiting, *view.outputs]
     started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")
     started.then(look, view.seen, live, **quiet).then(rest, None, start, **quiet)

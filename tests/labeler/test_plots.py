@@ -17,11 +17,25 @@ from training.config import METHODS
         (0.31, 0.69, [0.3, 0.4, 0.5, 0.6, 0.7]),
         (-3, 5, [-4, -2, 0, 2, 4, 6]),
         (7, 7, [6, 6.5, 7, 7.5, 8]),
-        (0, 0, [-1, -0.5, 0, 0.5, 1]),
+        (0, 0, [0, 0.25, 0.5, 0.75, 1]),
     ],
 )
 def test_ticks_are_round_and_cover_the_range(low: float, high: float, expected: list[float]) -> None:
     assert plots.ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (10.159, 10.1625, ["10.159", "10.16", "10.161", "10.162", "10.163"]),
+        (0, 1, ["0", "0.25", "0.5", "0.75", "1"]),
+        (-0.034, 0, ["-0.04", "-0.03", "-0.02", "-0.01", "0"]),
+        (0, 30_000, ["0", "10k", "20k", "30k"]),
+    ],
+)
+def test_tick_labels_tell_neighbours_apart(low: float, high: float, expected: list[str]) -> None:
+    found = plots.ticks(low, high)
+    assert [plots.tick_label(tick, found[1] - found[0]) for tick in found] == expected
 
 
 def test_missing_and_infinite_values_are_left_out() -> None:
