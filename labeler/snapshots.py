@@ -177,7 +177,7 @@ def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _completions(db: Database, ids: list[int]) -> list[Row]:
-    sql = "SELECT id, text, checkpoint_id FROM completions WHERE id IN (SELECT value FROM json_each(?))"
+    sql = "SELECT id, text, checkpoint_id, finish_reason FROM completions WHERE id IN (SELECT value FROM json_each(?))"
     found = {row["id"]: row for row in rows(db, sql, [json.dumps(ids)])}
     return [found[i] for i in ids]
 
@@ -197,6 +197,9 @@ def _rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
             "source": found["source"],
             "event": found["uuid"],
         }
+        reasons = [completion["finish_reason"] for completion, _ in found["kept"]]
+        if "length" in reasons:  # an answer that was cut must not teach a model to end there
+            row["finish_reasons"] = [reason or "stop" for reason in reasons]
         if payload.get("margin"):
             row["margin"] = payload["margin"]
         yield row

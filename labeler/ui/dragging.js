@@ -6,11 +6,16 @@ let drag = null;
 function startDrag(down, card) {
   if (down.button !== 0 || busy || drag) return;
   const box = card.getBoundingClientRect();
-  drag = { card, id: down.pointerId, x: down.clientX, y: down.clientY, dx: down.clientX - box.left, dy: down.clientY - box.top, moving: false };
-  window.addEventListener("pointermove", moveDrag);
-  window.addEventListener("pointerup", endDrag);
-  window.addEventListener("pointercancel", endDrag);
-  window.addEventListener("keydown", endDrag, true);
+  const { pointerId: id, clientX: x, clientY: y } = down;
+  drag = { card, id, x, y, dx: x - box.left, dy: y - box.top, moving: false };
+  listen("addEventListener");
+}
+
+function listen(how) {
+  window[how]("pointermove", moveDrag);
+  window[how]("pointerup", endDrag);
+  window[how]("pointercancel", endDrag);
+  window[how]("keydown", endDrag, true);
 }
 
 function moveDrag(move) {
@@ -45,8 +50,8 @@ function liftCard() {
 function placeCard() {
   const { card, place, x2, y2, dx, dy } = drag;
   card.style.transform = `translate(${x2 - dx}px, ${y2 - dy}px)`;
-  const over = document.elementsFromPoint(x2, y2).map((node) => node.closest?.(".card")).find((node) => node && node !== card && root.contains(node));
-  if (!over) return;
+  const over = document.elementFromPoint(x2, y2)?.closest(".card"); // not the dragged one: it lets the pointer through
+  if (!over || !root.contains(over)) return;
   // the place goes to the far side of the card it was moved onto, once the pointer is past that card's middle
   const box = over.getBoundingClientRect();
   const later = Boolean(place.compareDocumentPosition(over) & Node.DOCUMENT_POSITION_FOLLOWING);
@@ -70,8 +75,7 @@ function scrollAtEdge() {
 
 function endDrag(end) {
   if (!drag || (end.type === "keydown" ? end.key !== "Escape" : end.pointerId !== drag.id)) return;
-  for (const type of ["pointermove", "pointerup", "pointercancel"]) window.removeEventListener(type, type === "pointermove" ? moveDrag : endDrag);
-  window.removeEventListener("keydown", endDrag, true);
+  listen("removeEventListener");
   const { card, place, moving, frame } = drag;
   drag = null;
   if (!moving) return;
@@ -85,8 +89,8 @@ function endDrag(end) {
   say("");
   drawRanks();
   if (!dropped) return;
-  end.preventDefault();
-  reorder(cards().map((node) => Number(node.dataset.index)));
+  const order = cards().map((node) => Number(node.dataset.index));
+  if (order.join() !== state.order.join()) reorder(order); // put back where it was: nothing was said
   mark(Number(card.dataset.index), true);
 }
 

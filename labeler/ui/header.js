@@ -11,6 +11,7 @@ function hideTabs(names) {
   const rules = names.map((name) => `#tab-${name.toLowerCase()}-button { display: none !important; }`);
   if (names.length > 2) rules.push(".tab-wrapper .overflow-menu { display: none !important; }"); // the rest fits
   hiding.textContent = rules.join("\n");
+  document.documentElement.dataset.hiddenTabs = names.join(" ");
 }
 
 function show(text, state) {

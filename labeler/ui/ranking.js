@@ -263,7 +263,11 @@ function makeCard(index) {
     );
   }
   ranks.append(
-    make("button", { type: "button", className: "clear", ariaLabel: `Clear the rank of completion ${name}`, onclick: () => setRank(index, null) }, "Clear"),
+    make(
+      "button",
+      { type: "button", className: "clear", ariaLabel: `Clear the rank of completion ${name}`, onclick: () => setRank(index, null) },
+      "Clear",
+    ),
   );
   const head = make(
     "div",
@@ -340,14 +344,17 @@ function drawEmpty(top) {
   const buttons = [];
   let title = "Everything is ranked";
   if (progress.done) {
-    lines.push(`You have ranked ${plural(progress.done, "task")}. Next, train a model on what you said.`);
-    buttons.push(make("button", { type: "button", className: "go-train", onclick: () => openTab("Train") }, "Go to Train"));
+    const train = !(document.documentElement.dataset.hiddenTabs ?? "").includes("Train"); // set by header.js
+    const next = train ? "Next, train a model on what you said." : "Thank you: there is nothing left to do here.";
+    lines.push(`You have ranked ${plural(progress.done, "task")}. ${next}`);
+    if (train) buttons.push(make("button", { type: "button", onclick: () => openTab("Train") }, "Go to Train"));
+    if (progress.skipped) title = "Everything is ranked but what you skipped";
   } else if (progress.skipped) {
     title = "Nothing left but what you skipped";
   } else {
     title = prompts ? "Nothing to rank right now" : "No prompts yet";
     lines.push(prompts ? "All tasks are taken or done. Import more in the Data tab." : "Import prompts with completions in the Data tab.");
-    buttons.push(make("button", { type: "button", className: "go-data", onclick: () => openTab("Data") }, "Go to Data"));
+    buttons.push(make("button", { type: "button", onclick: () => openTab("Data") }, "Go to Data"));
   }
   if (progress.skipped) {
     buttons.push(
@@ -384,7 +391,8 @@ function drawFailure(message) {
 }
 
 function openTab(label) {
-  const tabs = Array.from(document.querySelectorAll('button[role="tab"]'));
+  // on a small screen some tabs stand in Gradio's overflow menu; the hidden copies are there to be measured only
+  const tabs = Array.from(document.querySelectorAll(".tab-wrapper button")).filter((tab) => !tab.closest("[aria-hidden]"));
   tabs.find((tab) => tab.textContent.trim() === label)?.click();
 }
 
