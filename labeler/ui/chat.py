@@ -74,7 +74,7 @@ def build(workspace: Workspace) -> None:
     log = gr.Chatbot(
         show_label=False,
         label="Conversation",
-        height="58vh",
+        height="50vh",
         sanitize_html=True,
         allow_tags=False,
         latex_delimiters=[],

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 420, 210
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 30
 MAX_POINTS = 400
 
 Points = list[tuple[float, float]]
