@@ -1,7 +1,7 @@
 """A preference that can be written down: what the simulated annotator of the demo likes, and how noisily.
 
-It likes plain, direct answers: ones that speak to the reader, in short sentences, made of short words. All three are
-rates, so a longer answer is not a better one. The weights are equal after scaling each feature by its spread over the
+It likes plain, direct answers: ones that speak to the reader, in short sentences, made of short words, and do not
+repeat themselves. All four are rates, so a longer answer is not a better one. The weights are equal after scaling each feature by its spread over the
 seed completions.
 """
 
@@ -20,18 +20,21 @@ SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)|\n+")
 CLIP = 2.5
 
 
-def features(text: str) -> tuple[float, float, float]:
-    """(share of words that address the reader, -log words a sentence, -letters a word); higher is more liked."""
+def features(text: str) -> tuple[float, float, float, float]:
+    """Higher is more liked: the share of words that address the reader, -log words a sentence, -letters a word, and the
+    share of sequences of three words that were not said before."""
     words = [word.replace("’", "'").lower() for word in WORD.findall(text)]
     if not words:
-        return 0.0, -math.log(60), -8.0
+        return 0.0, -math.log(60), -8.0, 0.0
     sentences = max(1, sum(bool(WORD.search(part)) for part in SENTENCE_END.split(text)))
     address = sum(word in READER for word in words) / len(words)
-    return address, -math.log(len(words) / sentences), -fmean(map(len, words))
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    fresh = len(set(triples)) / len(triples) if triples else 1.0
+    return address, -math.log(len(words) / sentences), -fmean(map(len, words)), fresh
 
 
 class TrueReward:
-    """The sum of the three features, each centred and scaled over a set of texts and held within ±2.5."""
+    """The sum of the features, each centred and scaled over a set of texts and held within ±2.5."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         columns = list(zip(*map(features, texts), strict=True))

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TextIO, TypeVar
 from data.records import Demonstration, InputError, Message, Prompt, Ranking, Row
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?(?<!\.jsonl)(?<!\.gz)(?<!\.parquet)(?<!\.csv)")
+"""owner/name, as the hub spells it; a name that ends like a data file is meant as a file."""
 JSON_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "ranks", "messages")
 
 
@@ -23,10 +26,13 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
     Raises InputError where the file is missing, truncated, wrongly encoded or of an unknown kind.
     """
     path = Path(path)
+    if (path / "dataset_info.json").exists() or (HUB_NAME.fullmatch(str(path)) and not path.exists()):
+        yield from _read_dataset(str(path))
+        return
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name one .jsonl, .jsonl.gz, .parquet or .csv file")
+        raise InputError(f"{path}: is a folder, and not of a saved dataset; name a .jsonl, .parquet or .csv file")
     name = path.name.lower()
     try:
         if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")):
@@ -41,6 +47,20 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except (EOFError, gzip.BadGzipFile, OSError) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); copy or compress it again") from None
+
+
+def _read_dataset(name: str) -> Iterator[tuple[str, Row]]:
+    """A dataset that `datasets` saved into a folder, or one of the hub: owner/name or owner/name:split (train)."""
+    from datasets import load_dataset, load_from_disk
+
+    hub_name, _, split = name.partition(":")
+    try:
+        found = load_from_disk(name) if Path(name).is_dir() else load_dataset(hub_name, split=split or "train")
+    except Exception as error:  # whatever a network, a hub or a file can do wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: no such file, and not to be loaded as a dataset ({reason})") from None
+    for number, row in enumerate(found, 1):
+        yield f"{name}:row {number}", {key: value for key, value in row.items() if value is not None}
 
 
 def _open_text(path: Path) -> TextIO:

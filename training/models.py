@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -256,9 +257,7 @@ def _device(name: str) -> torch.device:
             return torch.device(name)
         except RuntimeError:
             raise InputError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
+    return PartialState().default_device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -68,6 +68,19 @@ def test_tables_are_read(tmp_path, kind):
     assert first.completions == ("Because.", "No.")
 
 
+def test_saved_dataset_is_read(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list([PAIR, PAIR]).save_to_disk(tmp_path / "set")
+    assert read_rankings(tmp_path / "set") == [parse_ranking(PAIR)] * 2
+
+
+def test_hub_name_that_is_not_to_be_had_is_one_clear_line():
+    with pytest.raises(InputError, match=r"nobody/nothing: no such file, and not to be loaded") as caught:
+        read_rankings("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
 BROKEN = {
     "no rejected": ({"prompt": "x", "chosen": "a"}, "completions"),
     "empty completion": (PAIR | {"chosen": "  "}, "completion 1 is empty"),
