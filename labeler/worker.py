@@ -111,8 +111,6 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(jobs.PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
-            # idle threads that spin would starve a chat beside the training
-            "OMP_WAIT_POLICY": "PASSIVE",
         }
         try:
             with open(folder / "log.txt", "ab") as output:
