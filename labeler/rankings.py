@@ -245,6 +245,7 @@ def record_ranking(
     source: str,
     event_id: str,
     more: dict[str, Any] | None = None,
+    shuffle: bool = True,
 ) -> bool:
     """Assign the task to the user and submit their ranks (in the task's own order) at once; False if stored before.
 
@@ -256,7 +257,7 @@ def record_ranking(
         db, "SELECT id, state, display_order FROM assignments WHERE task_id = ? AND user_id = ?", [task_id, user.id]
     )
     if found is None or found["state"] != "submitted":
-        assignment_id = tasks.open_assignment(db, task_id, user, time.time())
+        assignment_id = tasks.open_assignment(db, task_id, user, time.time(), shuffle)
     else:
         assignment_id = found["id"]
     row = one(db, "SELECT display_order FROM assignments WHERE id = ?", [assignment_id])
@@ -281,7 +282,7 @@ def record_comparison(
 ) -> int:
     """Store a vote between completions made on the spot: prompt, completions, task and submit event; the task's id.
 
-    `completions` are (text, checkpoint id, sampling); sampling may hold num_tokens and finish_reason beside the
+    `completions` are (text, checkpoint id, sampling) in the order in which they were shown; sampling may hold num_tokens and finish_reason beside the
     settings. A repeated `event_id` adds nothing and returns the first task.
     """
     with store.write() as db:
@@ -312,5 +313,7 @@ def record_comparison(
                 )
             )
         task_id = tasks.create_task(db, prompt_id, ids, source=source)
-        record_ranking(db, user, task_id, ranks, all_bad=all_bad, comment=comment, source=source, event_id=event_id)
+        record_ranking(
+            db, user, task_id, ranks, all_bad=all_bad, comment=comment, source=source, event_id=event_id, shuffle=False
+        )
         return task_id

@@ -96,14 +96,18 @@ def next_assignment(store: Store, user: User) -> Assignment | None:
         return get_assignment(db, open_assignment(db, task_id, user, now), user)
 
 
-def open_assignment(db: Database, task_id: int, user: User, now: float) -> int:
-    """Give the task to this person: a new assignment with a fresh shuffle, or the one they had, as it was."""
+def open_assignment(db: Database, task_id: int, user: User, now: float, shuffle: bool = True) -> int:
+    """Give the task to this person: a new assignment with a fresh shuffle, or the one they had, as it was.
+
+    Without `shuffle` the completions were shown in the task's own order.
+    """
     found = one(db, "SELECT id FROM assignments WHERE task_id = ? AND user_id = ?", [task_id, user.id])
     if found is not None:
         open_assignment_again(db, found["id"], now)
         return int(found["id"])
     order = completion_ids(db, task_id)
-    random.SystemRandom().shuffle(order)
+    if shuffle:
+        random.SystemRandom().shuffle(order)
     cursor = db.execute(
         "INSERT INTO assignments (task_id, user_id, display_order, state, opened_at, leased_until)"
         " VALUES (?, ?, ?, 'open', ?, ?)",

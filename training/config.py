@@ -108,6 +108,10 @@ class TrainingConfig:
         "all-linear", "Layers that get an adapter: all-linear, or names with commas (q_proj,v_proj).", section="LoRA"
     )
 
+    lora_layers: int = knob(
+        0, "Only the last this many layers get an adapter, which is faster; 0 means: all.", section="LoRA", minimum=0
+    )
+
     validation_fraction: float = knob(
         0.1, "Share of the prompts held out where no validation data is given.", section="Evaluation",
         minimum=0, maximum=0.9, common=True,
@@ -119,7 +123,9 @@ class TrainingConfig:
     eval_every: int = knob(
         0, "Steps between evaluations; 0 means: ten times in the run.", section="Evaluation", minimum=0
     )
-    save_every: int = knob(0, "Steps between checkpoints; 0 means: at the end only.", section="Evaluation", minimum=0)
+    save_every: int = knob(
+        0, "Steps between checkpoints; 0 means: ten times in the run.", section="Evaluation", minimum=0
+    )
     keep_checkpoints: int = knob(3, "How many of the newest checkpoints are kept.", section="Evaluation", minimum=1)
 
     dtype: str = knob(

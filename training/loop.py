@@ -163,6 +163,7 @@ def fit(
         optimizer.adam.load_state_dict(resume["optimizer"])
         objective.load_state(resume["objective"])
     eval_every = config.eval_every or max(1, total // 10)
+    save_every = config.save_every or max(1, total // 10)
     held_metrics: dict[str, float] = {}
     checkpoint = resume["checkpoint"] if resume else None
 
@@ -205,10 +206,10 @@ def fit(
         metrics = {"loss": loss_sum} | means(tallies) | optimizer.step(step)
         metrics["epoch"] = step * config.batch_size / len(train)
         last = step == total or run.stop_requested
-        judge = last or every(step, eval_every) or every(step, config.save_every)
+        judge = last or every(step, eval_every) or every(step, save_every)
         held_metrics = evaluate() if judge else {}
         run.log(step, metrics | held_metrics)
-        if last or every(step, config.save_every):
+        if last or every(step, save_every):
             checkpoint = save(step)
         if last:
             break

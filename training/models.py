@@ -46,7 +46,8 @@ class Base:
         self.lock = threading.RLock()
         self.peft: PeftModel | None = None
         self._active = ActiveAdapter()
-        self._attached: dict[Path, str] = {}
+        self._attached: dict[tuple[Path, int], str] = {}
+        self._sha256 = ""
         self.model.requires_grad_(False)
 
     @property
@@ -73,12 +74,14 @@ class Base:
 
     def sha256(self) -> str:
         """Hash of the weights: of every safetensors or bin file's bytes, in order of name."""
-        digest = hashlib.sha256()
-        folder = Path(self.folder)
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        if not self._sha256:
+            digest = hashlib.sha256()
+            folder = Path(self.folder)
+            for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            self._sha256 = digest.hexdigest()
+        return self._sha256
 
     # -- computing --------------------------------------------------------------------------------------------------
 
@@ -110,7 +113,9 @@ class Base:
 
     def new_adapter(self, name: str, config: TrainingConfig) -> None:
         """A new adapter as the training config describes it."""
-        targets: Any = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
+        depth = int(self.model.config.num_hidden_layers)
+        layers = list(range(depth - config.lora_layers, depth)) if 0 < config.lora_layers < depth else None
+        targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
         try:
             self.add_adapter(
                 name,
@@ -119,11 +124,21 @@ class Base:
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
                     lora_dropout=config.lora_dropout,
-                    target_modules="all-linear" if targets == ["all-linear"] else targets,
+                    target_modules=self._linear_names() if targets == ["all-linear"] else targets,
+                    layers_to_transform=layers,
                 ),
             )
         except ValueError as error:
             raise InputError(f"lora_targets {config.lora_targets!r} does not fit {self.name}: {error}") from None
+
+    def _linear_names(self) -> list[str]:
+        """Last part of the names of the decoder's linear layers (the output layer is not one of them)."""
+        names = [
+            name.removesuffix(".base_layer")
+            for name, module in self.model.get_decoder().named_modules()
+            if isinstance(module, nn.Linear) and ".lora_" not in name
+        ]
+        return sorted({name.rpartition(".")[2] for name in names})
 
     def load_adapter(self, name: str, checkpoint: Path | str) -> None:
         """Load a checkpoint's LoRA weights under a name of this base. A reward model's head is left to `load_head`."""
@@ -143,14 +158,18 @@ class Base:
             raise InputError(f"{folder}: was trained on another kind of model than {self.name}")
 
     def attach(self, checkpoint: Path | str) -> str:
-        """The adapter name of a checkpoint on this base, loaded on first use."""
+        """The adapter name of a checkpoint on this base, loaded on first use. Raises InputError where there is none."""
         path = Path(checkpoint).resolve()
+        file = path / "adapter_model.safetensors"
+        if not file.exists():
+            raise InputError(f"{checkpoint}: is no adapter (it holds no {file.name}); it may have been pruned")
+        key = path, file.stat().st_mtime_ns  # a resumed run may write the same folder again
         with self.lock:
-            if path not in self._attached:
+            if key not in self._attached:
                 name = f"checkpoint{len(self._attached)}"
                 self.load_adapter(name, path)
-                self._attached[path] = name
-            return self._attached[path]
+                self._attached[key] = name
+            return self._attached[key]
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The adapter's parameters, in a fixed order."""

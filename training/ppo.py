@@ -118,6 +118,7 @@ def _optimise(
         )
 
     run.begin(done, total)
+    save_every = config.save_every or max(1, total // 10)
     sample_every = config.eval_every or max(1, total // 10)
     for update in range(done + 1, total + 1):
         chosen = [prompts[i] for i in batch_of_step(len(prompts), per_update, update, config.seed)]
@@ -130,7 +131,7 @@ def _optimise(
         if update == 1 or every(update, sample_every) or update == total:
             _write_samples(run, base, update, records, everything)
         last = update == total or run.stop_requested
-        if last or every(update, config.save_every):
+        if last or every(update, save_every):
             checkpoint = save(update)
         if last:
             break

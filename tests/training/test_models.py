@@ -48,6 +48,17 @@ def test_adapters_do_not_touch_each_other_or_the_base(base):
     assert not torch.allclose(found["one"], found["two"])
 
 
+def test_adapters_on_the_last_layers_only(base, tiny_model, tmp_path):
+    add(base, "policy", lora_layers=1)
+    names = {name for name, _ in base.model.named_parameters() if ".policy." in name}
+    assert names
+    assert all(".layers.1." in name for name in names)
+    base.save_adapter("policy", tmp_path)
+    other = load_base(str(tiny_model), "fp32", "cpu")
+    with torch.no_grad(), base.using("policy"), other.using(other.attach(tmp_path)):
+        torch.testing.assert_close(other.hidden(IDS), base.hidden(IDS), rtol=0, atol=0)
+
+
 def test_gradients_flow_to_the_named_adapter_only(base):
     add(base, "one")
     add(base, "two")
