@@ -1,8 +1,8 @@
 """A preference that can be written down: what the simulated annotator of the demo likes, and how noisily.
 
 It likes plain, direct answers: ones that speak to the reader, in short sentences, made of short words, and do not
-repeat themselves. All four are rates, so a longer answer is not a better one. The weights are equal after scaling each feature by its spread over the
-seed completions.
+repeat themselves. All four are rates, so a longer answer is not a better one. The weights are equal after scaling each
+feature by its spread over the seed completions.
 """
 
 from __future__ import annotations

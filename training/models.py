@@ -200,10 +200,14 @@ class Base:
 
 
 def new_head(size: int, seed: int) -> nn.Linear:
-    """A scalar head in fp32, weights N(0, 1/√(d+1)) (arXiv:2009.01325, appendix)."""
+    """A scalar head in fp32, weights N(0, σ) with σ a tenth of 1/√(d+1) (arXiv:2009.01325, appendix).
+
+    At the full σ the untrained scores of the default model differ by 1.1 (standard deviation), and the first tenth of a
+    run on a few hundred comparisons goes into unlearning that: NLL 0.95 before the first step instead of 0.70.
+    """
     head = nn.Linear(size, 1, bias=False)
     generator = torch.Generator().manual_seed(seed)
-    nn.init.normal_(head.weight, std=1 / math.sqrt(size + 1), generator=generator)
+    nn.init.normal_(head.weight, std=0.1 / math.sqrt(size + 1), generator=generator)
     return head
 
 
