@@ -282,8 +282,8 @@ def record_comparison(
 ) -> int:
     """Store a vote between completions made on the spot: prompt, completions, task and submit event; the task's id.
 
-    `completions` are (text, checkpoint id, sampling) in the order in which they were shown; sampling may hold num_tokens and finish_reason beside the
-    settings. A repeated `event_id` adds nothing and returns the first task.
+    `completions` are (text, checkpoint id, sampling) in the order they were shown in; sampling may hold num_tokens
+    and finish_reason beside the settings. A repeated `event_id` adds nothing and returns the first task.
     """
     with store.write() as db:
         known = one(
