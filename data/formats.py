@@ -8,6 +8,8 @@ import gzip
 import json
 import os
 import re
+import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -45,7 +47,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
             raise InputError(f"{path}: unknown kind of file; use .jsonl, .jsonl.gz, .parquet or .csv")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error, csv.Error) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); copy or compress it again") from None
 
 
@@ -102,12 +104,13 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open_text(path) as file:
         for number, raw in enumerate(csv.DictReader(file), 2):
             row: Row = {key: value for key, value in raw.items() if key and value not in (None, "")}
             for key in JSON_COLUMNS:  # lists travel through CSV as JSON text
                 text = row.get(key)
-                if isinstance(text, str) and text.lstrip()[:1] in "[{" and text.strip():
+                if isinstance(text, str) and text.lstrip().startswith("["):
                     with contextlib.suppress(json.JSONDecodeError):  # a text that only begins with a bracket
                         row[key] = json.loads(text)
             for key in ("margin", "weight"):
@@ -122,7 +125,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
 def parse_prompt(value: Any) -> Prompt:
     """A prompt from a string (one user turn) or a list of chat messages."""
     if isinstance(value, str):
-        return Prompt(({"role": "user", "content": value},))
+        return Prompt(({"role": "user", "content": _text(value)},))
     return Prompt(_messages(value, "prompt"))
 
 
@@ -137,14 +140,22 @@ def _messages(value: Any, field: str) -> tuple[Message, ...]:
             raise InputError(
                 f'the content of a message in "{field}" must be text, not {type(item.get("content")).__name__}'
             )
-        messages.append({"role": item["role"], "content": item["content"]})
+        messages.append({"role": item["role"], "content": _text(item["content"])})
     return tuple(messages)
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError("the text holds half of a surrogate pair, which is no character; write it again") from None
+    return value
 
 
 def parse_completion(value: Any, field: str = "completion") -> str:
     """A completion from a string or from a list that holds one assistant message."""
     if isinstance(value, str):
-        return value
+        return _text(value)
     messages = _messages(value, field)
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         raise InputError(f'"{field}" must be a string or one assistant message')
@@ -186,11 +197,17 @@ def parse_ranking(row: Row) -> Ranking:
         raise InputError('"completions" and "ranks" must be lists')
     texts = tuple(parse_completion(text, "completions") for text in row["completions"])
     ranks = tuple(int(r) if isinstance(r, float) and r.is_integer() else r for r in row["ranks"])
-    reasons = row.get("finish_reasons") or []
-    if not isinstance(reasons, list):
+    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight, parse_ended(row))
+
+
+def parse_ended(row: Row) -> tuple[bool, ...]:
+    """Which completions came to their end: from `finish_reasons`, or from what `generate` wrote; () where not said."""
+    reasons = row.get("finish_reasons")
+    if reasons is None and isinstance(row.get("completion_info"), list):
+        reasons = [info.get("finish_reason") if isinstance(info, dict) else None for info in row["completion_info"]]
+    if reasons is not None and not isinstance(reasons, list):
         raise InputError('"finish_reasons" must be a list, one "stop" or "length" for each completion')
-    ended = tuple(reason != "length" for reason in reasons)
-    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight, ended)
+    return tuple(reason != "length" for reason in reasons or [])
 
 
 def parse_demonstration(row: Row) -> Demonstration:
@@ -200,12 +217,12 @@ def parse_demonstration(row: Row) -> Demonstration:
     if "prompt" in row and "completion" in row:
         prompt = parse_prompt(row["prompt"])
         answer: Message = {"role": "assistant", "content": parse_completion(row["completion"])}
-        return Demonstration((*prompt.messages, answer), len(prompt.messages))
+        return Demonstration((*prompt.messages, answer), len(prompt.messages), row.get("finish_reason") != "length")
     if "chosen" in row or "ranks" in row:
         ranking = parse_ranking(row)
         best = min(range(len(ranking.ranks)), key=lambda i: (ranking.ranks[i] is None, ranking.ranks[i]))
         answer = {"role": "assistant", "content": ranking.completions[best]}
-        return Demonstration((*ranking.prompt.messages, answer), len(ranking.prompt.messages))
+        return Demonstration((*ranking.prompt.messages, answer), len(ranking.prompt.messages), ranking.ended[best])
     raise InputError('a demonstration row holds "messages", or "prompt" and "completion"')
 
 

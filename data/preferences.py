@@ -40,21 +40,22 @@ def count_comparisons(rankings: Sequence[Ranking]) -> int:
     return sum(len(comparisons(ranking)) for ranking in rankings)
 
 
-def prompt_messages(record: Prompt | Ranking | Demonstration) -> tuple[Message, ...]:
-    """The conversation a record is about: what must not be in training and validation at once."""
-    if isinstance(record, Prompt):
-        return record.messages
-    if isinstance(record, Ranking):
-        return record.prompt.messages
-    return record.messages[: record.first_target] or record.messages[:1]
+def opening(record: Prompt | Ranking | Demonstration) -> tuple[Message, ...]:
+    """The conversation up to its first user turn: what must not be in training and validation at once.
+
+    Later turns are left out, because data sets hold the same conversation at several lengths.
+    """
+    messages = record.prompt.messages if isinstance(record, Ranking) else record.messages
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    return messages[: first + 1]
 
 
 def split_by_prompt(
     records: Sequence[Record], fraction: float, seed: int = 0, fold: int | None = None
 ) -> tuple[list[Record], list[Record]]:
-    """Split into (train, held out) so that no prompt stands on both sides.
+    """Split into (train, held out) so that no prompt, and no conversation that opens alike, stands on both sides.
 
-    `fraction` of the distinct prompts (at least one, where there are two) is held out, chosen by a keyed hash of the
+    `fraction` of the distinct openings (at least one, where there are two) is held out, chosen by a keyed hash of the
     prompt's text: adding rows moves few prompts between the sides. With `fold`, the fold-th of round(1/fraction) folds.
     """
     if fraction <= 0:
@@ -70,7 +71,7 @@ def split_by_prompt(
 
 
 def _prompt_key(record: Prompt | Ranking | Demonstration, seed: int) -> bytes:
-    text = json.dumps([seed, [dict(m) for m in prompt_messages(record)]], ensure_ascii=False, sort_keys=True)
+    text = json.dumps([seed, [dict(m) for m in opening(record)]], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -83,12 +83,21 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation to imitate. The loss falls on its assistant turns from index `first_target` on."""
+    """A conversation to imitate. The loss falls on its assistant turns from index `first_target` on.
+
+    `ended`: whether the last answer came to its end; where not, the model is not taught to stop there.
+    """
 
     messages: tuple[Message, ...]
     first_target: int = 0
+    ended: bool = True
 
     def __post_init__(self) -> None:
+        for message in self.messages:
+            if message["role"] not in ROLES:
+                raise InputError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
+        if self.messages and self.messages[0]["role"] == "assistant":
+            raise InputError("the conversation begins with the assistant; a user message must come before")
         targets = [m for m in self.messages[self.first_target :] if m["role"] == "assistant"]
         if not targets:
             raise InputError("a demonstration needs at least one assistant message to learn from")

@@ -16,6 +16,18 @@ from typing import Any
 from data.records import InputError
 from training.config import DEFAULT_MODEL, METHODS, Knob, from_dict, knobs
 
+RANGES = (
+    ("num_completions", 1, 1000),
+    ("max_new_tokens", 1, 2**20),
+    ("temperature", 0, 100),
+    ("top_p", 1e-6, 1),
+    ("batch_size", 1, 2**20),
+    ("max_length", 1, 2**31),
+    ("seed", 0, 2**31 - 1),
+    ("num_threads", 0, 4096),
+)
+"""What the flags of generate, score and evaluate may hold."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; the methods' flags are made from their config classes."""
@@ -111,10 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
     config_file, resume = given.pop("config"), given.pop("resume")
     values: dict[str, Any] = {}
+    if resume and not config_file and (Path(given.get("output", "")) / "config.json").is_file():
+        config_file = Path(given["output"]) / "config.json"  # a run goes on with its own settings
     if config_file:
         try:
             values = json.loads(Path(config_file).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{config_file}: cannot be read as JSON ({error})") from None
         if not isinstance(values, dict):
             raise InputError(f"{config_file}: must hold one JSON object")
@@ -124,6 +138,13 @@ def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
+    for name, low, high in RANGES:
+        values = getattr(given, name, None)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and not low <= value <= high:
+                raise InputError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value:g}")
+    if command in ("generate", "score") and Path(given.output).is_dir():
+        raise InputError(f"{given.output}: is a folder; name a file to write")
     _quiet()
     from training.models import load_base, set_threads
     from training.run import read_manifest

@@ -156,13 +156,13 @@ class Fit:
 
 def encode_response(base: Base, text: str, ended: bool = True) -> list[int]:
     """Token ids of an assistant's answer, with the end token where the answer had come to its end."""
-    ids = list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(base.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     return [*ids, int(base.tokenizer.eos_token_id)] if ended else ids
 
 
 def encode_rankings(base: Base, rankings: Sequence[Ranking], max_length: int) -> tuple[list[Group], Fit]:
     """Groups of rankings; the completions that nobody ranked are dropped."""
-    groups, fit = [], Fit()
+    groups, fit, max_length = [], Fit(), min(max_length, base.context_length)
     for index, ranking in enumerate(rankings):
         ranked = [k for k, rank in enumerate(ranking.ranks) if rank is not None]
         place = {k: i for i, k in enumerate(ranked)}
@@ -177,6 +177,7 @@ def encode_rankings(base: Base, rankings: Sequence[Ranking], max_length: int) ->
 def encode_prompts(base: Base, prompts: Sequence[Prompt], max_prompt_length: int) -> tuple[list[Group], Fit]:
     """Groups without responses."""
     groups, fit = [], Fit()
+    max_prompt_length = min(max_prompt_length, base.context_length)
     for index, prompt in enumerate(prompts):
         ids = _fit_prompt(base, prompt.messages, max_prompt_length, fit)
         if ids is not None:
@@ -188,7 +189,7 @@ def encode_demonstrations(
     base: Base, demonstrations: Sequence[Demonstration], max_length: int
 ) -> tuple[list[Group], Fit]:
     """Groups whose one response is learned from where the assistant speaks."""
-    groups, fit = [], Fit()
+    groups, fit, max_length = [], Fit(), min(max_length, base.context_length)
     for index, demonstration in enumerate(demonstrations):
         prompt, response, targets = _encode_conversation(base, demonstration)
         if len(prompt) + len(response) > max_length:
@@ -236,7 +237,8 @@ def _encode_conversation(base: Base, demonstration: Demonstration) -> tuple[list
         else:
             between = before[len(prompt) + len(response) :]  # the template's words between two answers
             response, marks = response + between, marks + [False] * len(between)
-        answer = encode_response(base, message["content"])
+        ended = demonstration.ended or i < len(messages) - 1
+        answer = encode_response(base, message["content"], ended)
         response, marks = response + answer, marks + [True] * len(answer)
     assert prompt is not None
     return prompt, response, marks
@@ -247,9 +249,12 @@ def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
 
 
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches in which everything is seen once; the last may be smaller."""
+    return -(-count // batch_size)
+
+
 def batch_of_step(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Indices of the batch of step 1, 2, ...: the epochs' permutations one after the other, cut into batches."""
-    first = (step - 1) * batch_size
-    wanted = range(first, first + min(batch_size, count))
-    orders = {epoch: shuffled(count, seed, epoch) for epoch in {i // count for i in wanted}}
-    return [int(orders[i // count][i % count]) for i in wanted]
+    """Indices of the batch of step 1, 2, ...: each epoch's permutation cut into batches."""
+    epoch, number = divmod(step - 1, steps_per_epoch(count, batch_size))
+    return [int(i) for i in shuffled(count, seed, epoch)[number * batch_size : (number + 1) * batch_size]]

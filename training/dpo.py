@@ -18,7 +18,7 @@ from training.batches import Group, Pack, encode_rankings, packs
 from training.config import DPOConfig
 from training.loop import Tally, fit, hold_out, load_policy, means, reference_adapter, token_log_probs
 from training.models import Base
-from training.reward import Pairs
+from training.reward import Pairs, counted, total_weight
 from training.run import Run
 
 
@@ -31,8 +31,8 @@ class DirectPreference:
         self.held = False
 
     def denominator(self, groups: Sequence[Group]) -> float:
-        """Weight of the rankings."""
-        return sum(group.weight for group in groups)
+        """Weight of the rankings that decide anything."""
+        return total_weight(groups, ties=False)
 
     def log_probs(self, pack: Pack) -> Tensor:
         """log π(y|x) (M,), summed over each response's tokens, under the active adapter."""
@@ -54,22 +54,21 @@ class DirectPreference:
         """Sum over the pack's rankings of the weighted mean over their comparisons."""
         log_probs, reference = self.log_probs(pack), self.reference_log_probs(pack)
         log_ratio = log_probs - reference
-        pairs = Pairs(pack)
-        decided = ~pairs.tie
+        pairs = Pairs(pack, ties=False)
         difference = log_ratio[pairs.winner] - log_ratio[pairs.loser]
         loss = losses.dpo(difference, self.config.beta, self.config.label_smoothing)
         with torch.no_grad():
-            reward, n = self.config.beta * log_ratio, int(decided.sum())
-            chosen, rejected = reward[pairs.winner][decided], reward[pairs.loser][decided]
+            reward, n = self.config.beta * log_ratio, len(difference)
+            chosen, rejected = reward[pairs.winner], reward[pairs.loser]
             tally = {
                 "rewards/accuracies": (float((chosen > rejected).sum()), n),
                 "rewards/margins": (float((chosen - rejected).sum()), n),
                 "rewards/chosen": (float(chosen.sum()), n),
                 "rewards/rejected": (float(rejected.sum()), n),
-                "logps/chosen": (float(log_probs[pairs.winner][decided].sum()), n),
-                "logps/rejected": (float(log_probs[pairs.loser][decided].sum()), n),
+                "logps/chosen": (float(log_probs[pairs.winner].sum()), n),
+                "logps/rejected": (float(log_probs[pairs.loser].sum()), n),
             }
-        return (loss * pairs.weight * decided).sum(), tally
+        return (loss * pairs.weight).sum(), tally
 
     def evaluate(self, groups: Sequence[Group]) -> dict[str, float]:
         """The loss and the same metrics on held-out rankings."""
@@ -77,7 +76,8 @@ class DirectPreference:
         tallies: list[Tally] = []
         for pack in packs(groups, self.config.tokens_per_forward, self.base.device):
             loss, tally = self.loss(pack)
-            tallies.append(dict(tally) | {"loss": (float(loss), self.denominator(pack.groups))})
+            weight = sum(group.weight for group in pack.groups if counted(group, ties=False))
+            tallies.append(dict(tally) | {"loss": (float(loss), weight)})
         self.held = False
         return means(tallies)
 

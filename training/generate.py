@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.formats import parse_completion, parse_prompt, parse_prompt_row, parse_ranking, read_rows, write_rows
-from data.records import InputError, Prompt, Row
+from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
+from data.records import InputError, Row
 from training.batches import Group, encode_response, packs
 from training.models import Base, Score
 from training.reward import scores
@@ -136,39 +136,45 @@ def score_groups(base: Base, score: Score, groups: Sequence[Group], tokens_per_f
     return results
 
 
-def score_texts(
-    base: Base, score: Score, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
-) -> list[list[float]]:
-    """Raw scores of completions, one list a prompt."""
-    groups = [
-        Group(encode_prompt(base, prompt.messages), [encode_response(base, text) for text in texts])
-        for prompt, texts in zip(prompts, completions, strict=True)
-    ]
-    return score_groups(base, score, groups)
-
-
 def score_file(base: Base, checkpoint: str, source: Path | str, output: Path | str) -> dict[str, Any]:
     """Add `score` (one completion) or `scores` ([chosen, rejected], or one each for completions) to every row."""
     rows: list[Row] = []
-    prompts, texts = [], []
+    groups: list[Group] = []
     for place, row in read_rows(source):
         try:
-            prompts.append(parse_prompt(row["prompt"]) if "prompt" in row else parse_prompt_row(row))
-            if "completions" in row:
-                texts.append([parse_completion(text, "completions") for text in row["completions"]])
-            elif "chosen" in row:
-                texts.append(list(parse_ranking(row).completions))
-            elif "completion" in row:
-                texts.append([parse_completion(row["completion"])])
-            else:
-                raise InputError('nothing to score: no "completion", "completions", or "chosen" and "rejected"')
+            groups.append(_to_score(base, row))
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         rows.append(row)
     if not rows:
         raise InputError(f"{source}: holds no rows")
-    found = score_texts(base, Score(base, checkpoint), prompts, texts)
+    found = score_groups(base, Score(base, checkpoint), groups)
     for row, values in zip(rows, found, strict=True):
         row.update({"score": values[0]} if "completion" in row and "completions" not in row else {"scores": values})
     write_rows(output, rows)
     return {"output": str(output), "n": sum(map(len, found))}
+
+
+def _to_score(base: Base, row: Row) -> Group:
+    """The prompt and the completions of a row, tokenised as they are for training."""
+    if "completions" in row:
+        if not isinstance(row["completions"], list) or not row["completions"]:
+            raise InputError('"completions" must be a list that is not empty')
+        texts = [parse_completion(text, "completions") for text in row["completions"]]
+        ended = parse_ended(row) or (True,) * len(texts)
+        if len(ended) != len(texts):
+            raise InputError(f"{len(texts)} completions but {len(ended)} finish reasons; give one each")
+    elif "chosen" in row:
+        ranking = parse_ranking(row)
+        texts, ended = list(ranking.completions), ranking.ended
+    elif "completion" in row:
+        texts, ended = [parse_completion(row["completion"])], (row.get("finish_reason") != "length",)
+    else:
+        raise InputError('nothing to score: no "completion", "completions", or "chosen" and "rejected"')
+    prompt = encode_prompt(base, parse_prompt_row(row).messages)
+    responses = [encode_response(base, text, end) for text, end in zip(texts, ended, strict=True)]
+    if len(prompt) + max(map(len, responses)) > base.context_length:
+        raise InputError(f"prompt and completion are longer than the model's context of {base.context_length} tokens")
+    if not all(responses):
+        raise InputError("an unfinished completion is empty; there is no token to score")
+    return Group(prompt, responses)

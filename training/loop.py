@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from data.preferences import split_by_prompt
 from data.records import Demonstration, InputError, Prompt, Ranking
-from training.batches import Group, Pack, batch_of_step, packs
+from training.batches import Group, Pack, batch_of_step, packs, steps_per_epoch
 from training.config import TrainingConfig
 from training.losses import TokenLogProbs
 from training.models import Base, load_base, set_threads
-from training.run import Run, every
+from training.run import Run, every, read_manifest
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 Tally = Mapping[str, tuple[float, float]]
@@ -59,7 +59,7 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
     else:
         base.new_adapter("policy", config)
     if newest:
-        return base, torch.load(newest[1], map_location=base.device, weights_only=False) | {"checkpoint": newest[0]}
+        return base, torch.load(newest[1], map_location="cpu", weights_only=True) | {"checkpoint": newest[0]}
     return base, None
 
 
@@ -83,6 +83,8 @@ def hold_out(config: TrainingConfig, read: Callable[[Path | str], list[Record]])
     records = read(config.data)
     if config.validation_data:
         return records, read(config.validation_data)
+    if config.fold is not None and not config.validation_fraction:
+        raise InputError("fold needs a validation_fraction above 0")
     if config.fold is not None and config.fold >= round(1 / config.validation_fraction):
         raise InputError(
             f"fold {config.fold} does not exist: validation_fraction {config.validation_fraction:g} makes "
@@ -155,7 +157,7 @@ def fit(
     """
     base.set_trainable("policy")
     parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
-    total = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
+    total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(train), config.batch_size)))
     optimizer = Optimizer(config, [(parameters, config.learning_rate)], total)
     done = 0
     if resume:
@@ -168,7 +170,7 @@ def fit(
     checkpoint = resume["checkpoint"] if resume else None
 
     def evaluate() -> dict[str, float]:
-        base.model.eval()
+        base.set_dropout("policy", False)
         with torch.no_grad(), base.using("policy"):
             return {f"eval/{name}": value for name, value in objective.evaluate(held).items()} if held else {}
 
@@ -195,7 +197,7 @@ def fit(
         batch = [train[i] for i in batch_of_step(len(train), config.batch_size, step, config.seed)]
         denominator = objective.denominator(batch)
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-        base.model.train(config.lora_dropout > 0)
+        base.set_dropout("policy", True)
         tallies, loss_sum = [], 0.0
         with base.using("policy"):
             for forward in packs(batch, config.tokens_per_forward, base.device):
@@ -204,7 +206,7 @@ def fit(
                 loss_sum += float(loss.detach()) / denominator
                 tallies.append(tally)
         metrics = {"loss": loss_sum} | means(tallies) | optimizer.step(step)
-        metrics["epoch"] = step * config.batch_size / len(train)
+        metrics["epoch"] = step / steps_per_epoch(len(train), config.batch_size)
         last = step == total or run.stop_requested
         judge = last or every(step, eval_every) or every(step, save_every)
         held_metrics = evaluate() if judge else {}
@@ -213,6 +215,8 @@ def fit(
             checkpoint = save(step)
         if last:
             break
+    if not held_metrics and checkpoint:  # resumed at its end
+        held_metrics = read_manifest(checkpoint)["metrics"]
     run.result = {"checkpoint": str(checkpoint), "steps": run.step} | held_metrics
     return run.result
 

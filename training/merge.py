@@ -17,7 +17,10 @@ from training.run import read_manifest
 
 
 def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, Any]:
-    """Write W + (alpha / r) BA, computed in fp32 and stored in the base's precision, with tokenizer and config."""
+    """Write W + (alpha / r) BA, computed in fp32, with tokenizer and config.
+
+    A policy is stored in the base's precision, a reward model in fp32: its score is the head's raw fp32 output.
+    """
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output}: is not empty; name a new folder")
@@ -33,7 +36,7 @@ def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, A
     merged = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        merged.to(base.model.dtype).save_pretrained(partial)
+        merged.to(torch.float32 if kind == "reward" else base.model.dtype).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if output.exists():
             output.rmdir()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -63,14 +64,13 @@ class Base:
     @property
     def context_length(self) -> int:
         """The most tokens the model can read."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**20)
+        window = getattr(self.model.config, "sliding_window", None)  # beyond it the packed layout sees too much
+        return min(int(getattr(self.model.config, "max_position_embeddings", 0) or 2**20), int(window or 2**20))
 
     @property
     def stop_ids(self) -> set[int]:
         """Tokens that end an answer."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        return stop_ids(self.tokenizer, self.model)
 
     def sha256(self) -> str:
         """Hash of the weights: of every safetensors or bin file's bytes, in order of name."""
@@ -145,6 +145,12 @@ class Base:
         folder = Path(checkpoint)
         if not (folder / "adapter_config.json").exists():
             raise InputError(f"{folder}: is no adapter (it holds no adapter_config.json)")
+        if (folder / "manifest.json").exists():
+            trained_on = read_manifest(folder)["base_model"]
+            if trained_on["sha256"] != self.sha256():
+                raise InputError(
+                    f"{folder}: was trained on the base model {trained_on['name']}, not on this {self.name}"
+                )
         config = LoraConfig.from_pretrained(str(folder))
         config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
         state = load_file(folder / "adapter_model.safetensors")
@@ -152,10 +158,14 @@ class Base:
         self.add_adapter(name, config)
         try:
             missing: Any = set_peft_model_state_dict(self.peft, state, adapter_name=name)
-        except (RuntimeError, KeyError) as error:
+            if missing.unexpected_keys:
+                raise InputError(f"{folder}: was trained on another kind of model than {self.name}")
+        except (RuntimeError, KeyError, InputError) as error:
+            assert self.peft is not None
+            self.peft.delete_adapter(name)
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{folder}: does not fit the base model {self.name} ({error})") from None
-        if missing.unexpected_keys:
-            raise InputError(f"{folder}: was trained on another kind of model than {self.name}")
 
     def attach(self, checkpoint: Path | str) -> str:
         """The adapter name of a checkpoint on this base, loaded on first use. Raises InputError where there is none."""
@@ -180,6 +190,12 @@ class Base:
         for key, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(f".{name}." in key for name in names))
 
+    def set_dropout(self, name: str, on: bool) -> None:
+        """Switch the adapter's dropout, and nothing else's: the base and the reference stay exact."""
+        for key, module in self.model.named_modules():
+            if key.endswith(f".lora_dropout.{name}"):
+                module.train(on)
+
     def save_adapter(self, name: str, folder: Path, head: nn.Linear | None = None) -> None:
         """Write a plain PEFT folder with the tokenizer; with `head`, for AutoModelForSequenceClassification."""
         assert self.peft is not None
@@ -197,6 +213,13 @@ class Base:
 
     def _state(self, name: str) -> dict[str, torch.Tensor]:
         return get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
+    """The tokenizer's end token and those of the generation config, which may be one or a list."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
 
 
 def new_head(size: int, seed: int) -> nn.Linear:
@@ -236,26 +259,49 @@ class Score:
 def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto") -> Base:
     """Load a frozen base by hub name, folder or .gguf file.
 
-    Raises InputError where it is not to be had, or where its logits are not a plain linear head over its last hidden
-    states (soft-capped or scaled logits), which the fast log-probabilities rest on.
+    Raises InputError where it is not to be had, or where the packed layout or a plain linear head over its last hidden
+    states does not compute its logits (convolutions, soft-capped or scaled logits).
     """
     folder = _resolve(name)
     where = _device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, where))
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, where), attn_implementation="sdpa")
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"base model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    model = model.to(where).eval()  # type: ignore[arg-type]
+    try:
+        model = model.to(where).eval()  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     _declare_pad(tokenizer, model)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     base = Base(name, folder, model, tokenizer)
-    probe = torch.tensor([[1, 2, 3]], device=where)
-    with torch.no_grad():
-        if not torch.allclose(base.logits(base.hidden(probe)), model(probe).logits, rtol=1e-2, atol=1e-2):
-            raise InputError(f"base model {name!r} transforms its logits after the output layer; it is not supported")
+    _check_layout(base)
     return base
+
+
+@torch.no_grad()
+def _check_layout(base: Base) -> None:
+    """Whether packing two responses after one prompt computes what separate forwards do, on this kind of model."""
+    mask = torch.ones(5, 5, dtype=torch.bool).tril_()
+    mask[4, 3] = False
+    inputs = {
+        "input_ids": torch.tensor([[1, 2, 3, 4, 5]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 3]]),
+        "attention_mask": mask[None, None],
+    }
+    try:
+        packed = base.logits(base.hidden(**{key: value.to(base.device) for key, value in inputs.items()}))[0]
+        for last, row in ((4, 3), (5, 4)):
+            plain = base.model(torch.tensor([[1, 2, 3, last]], device=base.device)).logits[0, -1]
+            if (packed[row] - plain).float().norm() > 0.05 * plain.float().norm():
+                raise InputError(
+                    f"base model {base.name!r} cannot be used: its attention or output layer is of a kind that packed "
+                    "sequences do not work with"
+                )
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"base model {base.name!r} is of an unsupported kind ({error})") from None
 
 
 def _resolve(name: str) -> str:
@@ -271,7 +317,20 @@ def _resolve(name: str) -> str:
         return str(folder)
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise InputError(f"base model {name!r}: no such folder, and not a hub name (owner/model)")
-    return name
+    return name if Path(name).is_dir() else _download(name)
+
+
+def _download(name: str) -> str:
+    """The folder of a hub model's snapshot, so that its weights can be hashed."""
+    texts = ["*.json", "*.jinja", "*.txt", "*.model"]
+    try:
+        folder = snapshot_download(name, allow_patterns=[*texts, "*.safetensors"])
+        if not list(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(name, allow_patterns=[*texts, "*.bin"])
+    except Exception as error:  # whatever a network or a hub can do wrong
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"base model {name!r} cannot be had from the hub: {reason}") from None
+    return folder
 
 
 def _device(name: str) -> torch.device:
@@ -295,7 +354,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """A pad token that is not an end token: a mask derived from `!= pad` would drop the true end otherwise."""
-    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id if model.generation_config else None}
+    ends = stop_ids(tokenizer, model)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         candidates = [tokenizer.unk_token, *tokenizer.all_special_tokens]
         chosen = next((t for t in candidates if t is not None and tokenizer.convert_tokens_to_ids(t) not in ends), None)
@@ -309,6 +368,5 @@ def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
 
 def set_threads(count: int) -> None:
     """Use this many processor threads (0: one a core)."""
-    torch.set_num_threads(
-        count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(count or cores)

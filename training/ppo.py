@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from data.formats import read_prompts
 from data.records import InputError, Prompt
 from training import losses
-from training.batches import Group, Pack, batch_of_step, encode_prompts, packs
+from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
 from training.config import PPOConfig
 from training.loop import Optimizer, load_policy, reference_adapter, token_log_probs
 from training.models import Base, Score
@@ -81,9 +81,8 @@ def _optimise(
     records: Sequence[Prompt],
 ) -> dict[str, Any]:
     base.set_trainable("policy")
-    base.model.eval()
     per_update = config.batch_size // config.samples_per_prompt
-    total = config.max_steps or max(1, math.ceil(config.epochs * len(prompts) / per_update))
+    total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(prompts), per_update)))
     optimizer = Optimizer(
         config,
         [

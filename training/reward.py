@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.formats import read_rankings
+from data.preferences import Comparison
 from training import losses
 from training.batches import Group, Pack, encode_rankings, packs
 from training.config import RewardConfig
@@ -26,18 +27,28 @@ def scores(base: Base, head: nn.Linear, pack: Pack) -> Tensor:
     return head(base.hidden(**pack.inputs())[0, pack.last].float()).squeeze(-1)
 
 
-class Pairs:
-    """The comparisons of a pack as tensors over its responses."""
+def counted(group: Group, ties: bool) -> list[Comparison]:
+    """The comparisons that are learned from."""
+    return [c for c in group.comparisons if ties or not c.tie]
 
-    def __init__(self, pack: Pack) -> None:
+
+def total_weight(groups: Sequence[Group], ties: bool) -> float:
+    """Weight of the rankings that say anything; what a batch's loss is divided by."""
+    return sum(group.weight for group in groups if counted(group, ties)) or 1.0
+
+
+class Pairs:
+    """The comparisons of a pack as tensors over its responses; with `ties` also those that nobody won."""
+
+    def __init__(self, pack: Pack, ties: bool = True) -> None:
         row = {member: i for i, member in enumerate(pack.members)}
-        listed = [(g, group, c) for g, group in enumerate(pack.groups) for c in group.comparisons]
+        listed = [(g, group, c) for g, group in enumerate(pack.groups) for c in counted(group, ties)]
         device = pack.input_ids.device
         self.winner = torch.tensor([row[g, c.winner] for g, _, c in listed], dtype=torch.long, device=device)
         self.loser = torch.tensor([row[g, c.loser] for g, _, c in listed], dtype=torch.long, device=device)
         self.tie = torch.tensor([c.tie for *_, c in listed], dtype=torch.bool, device=device)
         self.margin = torch.tensor([c.margin for *_, c in listed], dtype=torch.float32, device=device)
-        weights = [group.weight / len(group.comparisons) for _, group, _ in listed]
+        weights = [group.weight / len(counted(group, ties)) for _, group, _ in listed]
         self.weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
 
@@ -50,7 +61,7 @@ class BradleyTerry:
 
     def denominator(self, groups: Sequence[Group]) -> float:
         """Weight of the rankings."""
-        return sum(group.weight for group in groups)
+        return total_weight(groups, self.config.ties != "ignore")
 
     def pair_losses(self, difference: Tensor, pairs: Pairs) -> Tensor:
         """Loss (C,) of each comparison from its score difference (C,)."""
@@ -60,13 +71,12 @@ class BradleyTerry:
             won = losses.rao_kupper_win(difference - margin, tau)
             return torch.where(pairs.tie, losses.rao_kupper_tie(difference, tau), won)
         won = losses.bradley_terry(difference, margin)
-        tied = losses.half_win(difference) if self.config.ties == "half" else torch.zeros_like(won)
-        return torch.where(pairs.tie, tied, won)
+        return torch.where(pairs.tie, losses.half_win(difference), won)
 
     def loss(self, pack: Pack) -> tuple[Tensor, Tally]:
         """Sum over the pack's rankings of the weighted mean over their comparisons."""
         score = scores(self.base, self.head, pack)
-        pairs = Pairs(pack)
+        pairs = Pairs(pack, self.config.ties != "ignore")
         winner, loser = score[pairs.winner], score[pairs.loser]
         loss = self.pair_losses(winner - loser, pairs)
         if self.config.center_coefficient:

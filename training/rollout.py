@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 from transformers import DynamicCache
 
 from data.records import InputError, Message
@@ -55,8 +56,9 @@ def choose(
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * cumulative[:, -1:], right=True)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # which mps does not have
+    cumulative = probabilities.cumsum(-1, dtype=exact)
+    drawn = torch.searchsorted(cumulative, uniform.to(exact)[:, None] * cumulative[:, -1:], right=True)
     drawn = drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
     return torch.where(greedy, logits.argmax(-1), drawn)
 
@@ -85,7 +87,7 @@ def sample(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (repeats,))
     heat = torch.tensor(np.tile(temperatures, count), device=device)[:, None]
-    uniform = torch.tensor(random.reshape(count * repeats, longest), device=device)
+    uniform = torch.tensor(random.reshape(count * repeats, longest), dtype=torch.float32, device=device)
     stops = base.stop_ids
     results = [Sample([], "length") for _ in range(count * repeats)]
     with base.using(adapter):
@@ -128,10 +130,31 @@ def sample(
 
 
 def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant's answer begins."""
+    """Token ids of a conversation, up to where the assistant's answer begins.
+
+    What people wrote is text even where it spells a control token. Raises InputError where the template refuses.
+    """
+    tokenizer = base.tokenizer
     turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-    text = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+    hostile = any(token in turn["content"] for turn in turns for token in tokenizer.all_special_tokens)
+    marks = [f"\ue000{number}\ue001" for number in range(len(turns))] if hostile else []
+    shown = [turn | {"content": mark} for turn, mark in zip(turns, marks, strict=True)] if hostile else turns
+    try:
+        text = str(tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses this conversation: {error}") from None
+    if not hostile:
+        return _ids(tokenizer(text, add_special_tokens=False))
+    ids: list[int] = []
+    for number, turn in enumerate(turns):
+        before, _, text = text.partition(marks[number])
+        ids += _ids(tokenizer(before, add_special_tokens=False))
+        ids += _ids(tokenizer(turn["content"], add_special_tokens=False, split_special_tokens=True))
+    return ids + _ids(tokenizer(text, add_special_tokens=False))
+
+
+def _ids(encoding: Any) -> list[int]:
+    return list(encoding["input_ids"])
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
@@ -162,7 +185,7 @@ def stream(
             f"the conversation is {len(prompt)} tokens long and the model reads {base.context_length}; "
             "start a new chat or ask for a shorter answer"
         )
-    random = torch.tensor(uniforms(seed, 0, 0, 0, max_new_tokens), device=base.device)
+    random = torch.tensor(uniforms(seed, 0, 0, 0, max_new_tokens), dtype=torch.float32, device=base.device)
     cache = DynamicCache(config=base.model.config)
     inputs, ids = torch.tensor([prompt], device=base.device), list[int]()
     for step in range(max_new_tokens):

@@ -6,6 +6,7 @@ Whoever watches a run (the labeler's worker, a person) only reads these files; S
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +25,8 @@ from data.records import InputError
 from training.config import TrainingConfig, to_dict
 
 HEARTBEAT_SECONDS = 4.0
+FIXED = ("seed", "batch_size", "fold", "validation_fraction", "max_length", "from_checkpoint", "lora_rank")
+"""Settings that a resumed run must share with its beginning."""
 
 
 class Diverged(InputError):
@@ -53,12 +56,15 @@ def read_status(folder: Path | str) -> dict[str, Any] | None:
 
 def read_metrics(folder: Path | str, after_line: int = 0) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl after the first `after_line`; a last line still being written is left for later."""
+    return _read_lines(Path(folder) / "metrics.jsonl")[after_line:]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [json.loads(line) for line in lines[after_line:]]
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def checkpoints(folder: Path | str) -> list[Path]:
@@ -91,9 +97,18 @@ class Run:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written ({error.strerror}); name another --output") from None
+        self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.folder}: another process is training here; stop it or name another folder"
+            ) from None
         for partial in (self.folder / "checkpoints").glob(".partial-*"):
             shutil.rmtree(partial)
         self.data_sha256 = file_sha256(config.data) if Path(config.data).is_file() else ""
+        if resume:
+            self._check_resume()
         self.step = 0
         self.total_steps = 0
         self.result: dict[str, Any] | None = None
@@ -104,6 +119,24 @@ class Run:
         self._closed = threading.Event()
         self._status_lock = threading.Lock()
         self._log_file: TextIO | None = None
+
+    def _check_resume(self) -> None:
+        """Going on with other data or another order of it would be another run under the same name."""
+        newest = self.newest()
+        if newest is None:
+            return
+        manifest = read_manifest(newest[0])
+        before, now = manifest["config"], to_dict(self.config)
+        changed = [name for name in FIXED if before.get(name) != now.get(name)]
+        if manifest["method"] != self.method:
+            changed.insert(0, f"the method ({manifest['method']})")
+        if self.data_sha256 and manifest["data"]["sha256"] not in ("", self.data_sha256):
+            changed.append("the content of the data file")
+        if changed:
+            raise InputError(
+                f"{self.folder}: cannot be resumed, because {', '.join(changed)} changed since {newest[0].name}; "
+                "use the run's own settings (its config.json) or start a new run"
+            )
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -130,6 +163,7 @@ class Run:
                 self._write_status("failed")
         if self._log_file:
             self._log_file.close()
+        self._lock.close()
 
     @property
     def stop_requested(self) -> bool:
@@ -189,9 +223,10 @@ class Run:
         """Training starts after `step` steps that are already done; metrics beyond them are cut off."""
         self.step, self.total_steps = step, total_steps
         self._first_step = (time.time(), step)
-        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
-        with open(self.folder / "metrics.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            rows = [row for row in _read_lines(self.folder / name) if step and row["step"] <= step]
+            with open(self.folder / name, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self.say(f"{'resuming after step ' + str(step) if step else 'training'}: {total_steps} steps")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -233,7 +268,7 @@ class Run:
             state(state_partial)
             os.replace(state_partial, self.folder / "state" / name)
             if final.exists():
-                shutil.rmtree(final)
+                _remove(final)
             os.replace(partial, final)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -243,7 +278,7 @@ class Run:
                 "Free some space and resume"
             ) from None
         for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+            _remove(old)
             (self.folder / "state" / old.name).unlink(missing_ok=True)
         self.print(f"saved {final}")
         return final
@@ -275,6 +310,13 @@ class Run:
         return None
 
 
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint so that nobody ever sees a part of it."""
+    going = checkpoint.with_name(f".partial-{checkpoint.name}-old")
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
+
+
 def every(step: int, interval: int) -> bool:
     """Whether `step` is one of the interval's steps."""
     return interval > 0 and step % interval == 0
@@ -294,15 +336,3 @@ def _same_file(stream: TextIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
     except (OSError, ValueError):
         return False
-
-
-def progress(run: Run, items: list[Any], what: str, seconds: float = 5.0) -> Iterator[Any]:
-    """Iterate over `items`, saying how far it is and how long it will take, every few seconds."""
-    started = last = time.monotonic()
-    for number, item in enumerate(items):
-        now = time.monotonic()
-        if now - last > seconds:
-            left = (now - started) / number * (len(items) - number)
-            run.say(f"{what}: {number} of {len(items)}, {_minutes(left)} left")
-            last = now
-        yield item

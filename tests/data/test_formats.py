@@ -42,6 +42,13 @@ def test_prompt_is_found_in_whole_conversations():
     assert parse_ranking(row) == parse_ranking(PAIR)
 
 
+def test_cut_answers_are_known_as_such():
+    generated = RANKED | {"completion_info": [{"finish_reason": "length"}, {"finish_reason": "stop"}, {}]}
+    assert parse_ranking(generated).ended == (False, True, True)
+    assert parse_demonstration(generated).ended is False
+    assert parse_demonstration({"prompt": "x", "completion": "y"}).ended is True
+
+
 def test_best_ranked_completion_is_the_demonstration():
     found = parse_demonstration(RANKED | {"ranks": [3, None, 1]})
     assert found.messages[-1] == {"role": "assistant", "content": "c"}
@@ -96,6 +103,7 @@ BROKEN = {
     "unknown role": (PAIR | {"prompt": [{"role": "wizard", "content": "x"}]}, "wizard"),
     "ends with assistant": (PAIR | {"prompt": [{"role": "assistant", "content": "x"}]}, "end with a user"),
     "content missing": (PAIR | {"prompt": [{"role": "user"}]}, "content"),
+    "half a surrogate pair": (PAIR | {"chosen": "\ud83d"}, "surrogate"),
     "not an object": ([1], "JSON object"),
 }
 

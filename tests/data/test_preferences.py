@@ -47,3 +47,17 @@ def test_more_rows_move_few_prompts_between_the_sides():
     before = {r.prompt.messages[0]["content"] for r in split_by_prompt(records[:90], 0.2)[1]}
     after = {r.prompt.messages[0]["content"] for r in split_by_prompt(records, 0.2)[1]}
     assert len(before & after) >= len(before) - 3
+
+
+def test_conversations_that_open_alike_stay_on_one_side():
+    def talk(i, turns):
+        messages = [{"role": "system", "content": "Be brief."}]
+        for turn in range(turns):
+            messages += [{"role": "user", "content": f"{i}-{turn}"}, {"role": "assistant", "content": "ok"}]
+        return Ranking(parse_prompt([*messages, {"role": "user", "content": "last"}]), ("a", "b"), (1, 2))
+
+    records = [talk(i, turns) for i in range(20) for turns in (1, 2, 3)]
+    train, held = split_by_prompt(records, 0.25)
+    assert (len(train), len(held)) == (45, 15)
+    sides = [{r.prompt.messages[1]["content"] for r in side} for side in (train, held)]
+    assert not sides[0] & sides[1]

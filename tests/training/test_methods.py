@@ -51,7 +51,7 @@ def test_the_command_trains_and_leaves_a_whole_run_folder(method, command, argum
     metrics = read_metrics(run)
     assert [row["step"] for row in metrics][-3:] == [1, 2, 3]
     assert all(math.isfinite(v) for row in metrics for v in row.values())
-    (checkpoint,) = checkpoints(run)
+    *_, checkpoint = checkpoints(run)
     assert str(checkpoint) == result["checkpoint"]
     manifest = read_manifest(checkpoint)
     assert manifest["kind"] == ("reward" if method == "reward" else "policy")
@@ -127,7 +127,7 @@ def test_ppo_raises_the_reward_and_beta_holds_it_back(toy, tmp_path):
     assert free[-1]["objective/score"] > 0.8
     assert held[-1]["objective/kl"] < 0.5 * free[-1]["objective/kl"]
     assert held[-1]["objective/score"] < free[-1]["objective/score"]
-    (checkpoint,) = checkpoints(tmp_path / "free")
+    *_, checkpoint = checkpoints(tmp_path / "free")
     assert load_file(checkpoint / "value_head.safetensors")["weight"].any()
     samples = [json.loads(line) for line in (tmp_path / "free" / "samples.jsonl").read_text().splitlines()]
     assert {"step", "prompt", "completion", "score"} <= set(samples[0])
@@ -162,6 +162,22 @@ def test_killed_and_resumed_equals_never_stopped(method, command, arguments, tmp
     ends = [weights(checkpoints(run)[-1]) for run in runs]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_resume_keeps_its_settings_and_refuses_others(command, arguments, tmp_path):
+    command(*arguments("sft", "run", "--max-steps", 2, "--seed", 5))
+    done = last_json(command("sft", "--output", tmp_path / "run", "--resume", "--max-steps", 3))
+    assert done["steps"] == 3
+    assert read_manifest(checkpoints(tmp_path / "run")[-1])["config"]["seed"] == 5
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x", "completion": "y"}\n{"prompt": "z", "completion": "y"}\n')
+    for more, words in [
+        (["sft", "--seed", 6], "seed"),
+        (["dpo"], "sft"),
+        (["sft", "--data", "other.jsonl"], "content of the data"),
+    ]:
+        refused = command(*more, "--output", tmp_path / "run", "--resume", check=False)
+        assert refused.returncode == 2
+        assert words in refused.stderr.splitlines()[-1]
 
 
 def test_sigterm_saves_and_stops(arguments, tmp_path, command):
@@ -219,9 +235,14 @@ def test_mistakes_are_one_line_and_exit_nonzero(command, arguments, tmp_path):
         (["dpo", "--data", "bad.jsonl"], "--output"),
         (["dpo", "--data", "bad.jsonl", "--output", "o", "--beta", "-1"], "beta must be at least"),
         (["ppo", "--data", "bad.jsonl", "--output", "o", "--max-steps", "1.5"], "whole number"),
-        (["score", "--checkpoint", "absent", "--data", "bad.jsonl", "--output", "o"], "no manifest"),
+        (["score", "--checkpoint", "absent", "--data", "bad.jsonl", "--output", "s.jsonl"], "no manifest"),
         (arguments("reward", "o", "--max-length", 16), "raise it"),
         (arguments("ppo", "o", "--reward-function", "nothing:here"), "nothing:here"),
+        (
+            ["reward", "--data", "bad.jsonl", "--output", "o", "--fold", "0", "--validation-fraction", "0"],
+            "bad.jsonl:1",
+        ),
+        (["generate", "--prompts", "bad.jsonl", "--output", "o.jsonl", "--temperature", "-1"], "--temperature"),
     ]:
         done = command(*given, check=False)
         assert done.returncode == 2, given

@@ -1,11 +1,14 @@
 """Adapters on one base, sampling, and checkpoints that plain libraries load."""
 
+import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data.records import InputError
 from training.config import DPOConfig
@@ -132,6 +135,54 @@ def test_clear_words_for_what_is_no_model_or_checkpoint(base, tmp_path):
     ]:
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_failed_attach_leaves_room_for_the_next(base, tiny_model, tmp_path):
+    add(base, "policy")
+    (tmp_path / "good").mkdir()
+    base.save_adapter("policy", tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    state = load_file(tmp_path / "bad" / "adapter_model.safetensors")
+    save_file(
+        {name: w[:, :3].contiguous() for name, w in state.items()}, tmp_path / "bad" / "adapter_model.safetensors"
+    )
+    other = load_base(str(tiny_model), "fp32", "cpu")
+    with pytest.raises(InputError, match="does not fit"):
+        other.attach(tmp_path / "bad")
+    name = other.attach(tmp_path / "good")
+    with torch.no_grad(), base.using("policy"), other.using(name):
+        torch.testing.assert_close(other.hidden(IDS), base.hidden(IDS), rtol=0, atol=0)
+
+
+def test_checkpoint_of_another_base_is_refused(base, tmp_path):
+    add(base, "policy")
+    base.save_adapter("policy", tmp_path)
+    (tmp_path / "manifest.json").write_text('{"base_model": {"name": "another", "sha256": "0"}}')
+    with pytest.raises(InputError, match="trained on the base model another"):
+        base.attach(tmp_path)
+
+
+def test_several_end_tokens(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [2, 0]}))
+    base = load_base(str(folder), "fp32", "cpu")
+    assert base.stop_ids == {0, 2}
+    assert base.tokenizer.pad_token_id not in base.stop_ids
+
+
+def test_model_that_packing_does_not_suit_is_refused(tmp_path, tiny_model):
+    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    layers = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    config = Lfm2Config(vocab_size=64, initializer_range=0.5, **shape, **layers)
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="packed sequences do not work with"):
+        load_base(str(tmp_path), "fp32", "cpu")
 
 
 # -- sampling -------------------------------------------------------------------------------------------------------
