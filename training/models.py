@@ -147,7 +147,7 @@ class Base:
             raise InputError(f"{folder}: is no adapter (it holds no adapter_config.json)")
         if (folder / "manifest.json").exists():
             trained_on = read_manifest(folder)["base_model"]
-            if trained_on["sha256"] != self.sha256():
+            if trained_on.get("sha256", self.sha256()) != self.sha256():
                 raise InputError(
                     f"{folder}: was trained on the base model {trained_on['name']}, not on this {self.name}"
                 )
