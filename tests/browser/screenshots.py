@@ -29,12 +29,18 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def ask(page: Page, question: str) -> None:
-    """Fill Chat and Compare."""
+    """Ask the newest checkpoint in Chat, and all that Compare proposes."""
     open_tab(page, "Chat")
-    box = page.locator("#tab-chat textarea:visible, [id*=chat] textarea:visible").first
-    box.fill(question)
-    box.press("Enter")
-    page.wait_for_timeout(25_000)
+    page.locator("#chat-checkpoint input").click()
+    page.get_by_role("option").nth(1).click()
+    page.locator("#chat-box textarea").fill(question)
+    page.locator("#chat-box textarea").press("Enter")
+    expect(page.locator("#chat-stop")).to_be_visible(timeout=60_000)
+    expect(page.locator("#chat-stop")).to_be_hidden(timeout=180_000)
+    open_tab(page, "Compare")
+    page.locator("#compare-prompt textarea").fill(question)
+    page.locator("#compare-run").click()
+    expect(page.locator("#compare-votes")).to_be_visible(timeout=180_000)
 
 
 def main() -> None:
