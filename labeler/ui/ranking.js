@@ -343,8 +343,8 @@ function drawEmpty(top) {
   const lines = [];
   const buttons = [];
   let title = "Everything is ranked";
+  const train = !(document.documentElement.dataset.hiddenTabs ?? "").includes("Train"); // set by header.js
   if (progress.done) {
-    const train = !(document.documentElement.dataset.hiddenTabs ?? "").includes("Train"); // set by header.js
     const next = train ? "Next, train a model on what you said." : "Thank you: there is nothing left to do here.";
     lines.push(`You have ranked ${plural(progress.done, "task")}. ${next}`);
     if (train) buttons.push(make("button", { type: "button", onclick: () => openTab("Train") }, "Go to Train"));
@@ -353,7 +353,11 @@ function drawEmpty(top) {
     title = "Nothing left but what you skipped";
   } else {
     title = prompts ? "Nothing to rank right now" : "No prompts yet";
-    lines.push(prompts ? "All tasks are taken or done. Import more in the Data tab." : "Import prompts with completions in the Data tab.");
+    lines.push(prompts ? "All tasks are taken or done by others." : "Import prompts with completions in the Data tab.");
+    if (prompts && train) {
+      lines.push("Train a model on what they said, or import more in the Data tab.");
+      buttons.push(make("button", { type: "button", onclick: () => openTab("Train") }, "Go to Train"));
+    }
     buttons.push(make("button", { type: "button", onclick: () => openTab("Data") }, "Go to Data"));
   }
   if (progress.skipped) {
