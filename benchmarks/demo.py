@@ -1,8 +1,9 @@
 """`make demo`: the whole loop without a person. Rank, fit a reward model, run DPO and PPO, compare on held-out prompts.
 
-A simulated annotator (benchmarks/true_reward.py) ranks the seed completions through the code that the Rank tab uses;
-the runs go through the job queue and worker that the Train tab uses. What comes out is judged by the true reward, which
-no model has seen, on prompts that no run has seen. The workspace stays: make run WORKSPACE=demo-workspace opens it.
+The base model answers the seed prompts, shortly, because that is how the policies are trained and judged here; a
+simulated annotator (benchmarks/true_reward.py) ranks the answers through the code that the Rank tab uses; the runs go
+through the job queue and worker that the Train tab uses. What comes out is judged by the true reward, which no model
+has seen, on prompts that no run has seen. The workspace stays: make run WORKSPACE=demo-workspace opens it.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ from training.run import read_metrics
 HELD_OUT = 0.25
 NOISE = 0.5  # of the simulated annotator: P(i ≻ j) = σ((u_i - u_j) / NOISE)
 LORA = {"lora_layers": 12}  # twice as fast as all 30, and no worse on so little data
+LENGTH = 64  # tokens of an answer, everywhere: a reward model is good for what it has seen
+TO_RANK = [0.7, 0.7, 0.8, 0.8, 0.9, 0.9, 1.0, 1.0]  # temperatures of the answers that are ranked
 SETTINGS: dict[str, dict[str, Any]] = {
     "reward": {"epochs": 2, "batch_size": 4, "learning_rate": 5e-4, "eval_every": 15, "save_every": 30, **LORA},
-    "dpo": {"epochs": 1.2, "batch_size": 4, "learning_rate": 1e-3, "beta": 0.05, "eval_every": 15, **LORA},
+    "dpo": {"epochs": 1, "batch_size": 4, "learning_rate": 5e-4, "beta": 0.05, "eval_every": 15, **LORA},
     "ppo": {
-        "max_steps": 16, "batch_size": 24, "max_new_tokens": 48, "temperature": 0.7, "learning_rate": 3e-4,
-        "beta": 0.04, "ppo_epochs": 2, "minibatches": 2, "save_every": 8, **LORA,
+        "max_steps": 20, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 3e-4,
+        "beta": 0.04, "ppo_epochs": 2, "minibatches": 2, "save_every": 10, **LORA,
     },
 }  # fmt: skip
-SAMPLING: dict[str, Any] = {"num_completions": 4, "max_new_tokens": 64, "temperature": 0.7, "seed": 1}
+SAMPLING: dict[str, Any] = {"num_completions": 4, "max_new_tokens": LENGTH, "temperature": 0.7}
 
 
 def main() -> int:
@@ -49,29 +52,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The whole loop on a simulated annotator, without a browser.")
     parser.add_argument("--workspace", type=Path, default=Path("demo-workspace"), help="a folder that is made anew")
     parser.add_argument("--base-model", default=DEFAULT_MODEL)
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the answers, the annotator and the runs")
     options = parser.parse_args()
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        train_rows, held_rows = _split_seed()
-        reward = TrueReward([text for row in train_rows + held_rows for text in row["completions"]])
-        correlation = _length_correlation(reward, train_rows + held_rows)
-        say(f"the true reward's correlation with length is {correlation:+.2f} (in words, over the seed completions)")
-        workspace = _fresh_workspace(options.workspace, options.base_model, train_rows)
-        annotator, agreement = annotate(workspace, reward)
+        train_rows, held_rows = _split_seed(options.seed)
+        folder = _fresh_folder(options.workspace)
+        train_rows = answer(folder, options.base_model, train_rows, options.seed)
+        reward = TrueReward([text for row in train_rows for text in row["completions"]])
+        correlation = _length_correlation(reward, train_rows)
+        say(f"the true reward's correlation with length is {correlation:+.2f} (in words, over the ranked answers)")
+        workspace = open_workspace(folder, options.base_model, folder / "answers.jsonl")
+        annotator, agreement = annotate(workspace, reward, options.seed)
         say(f"the simulated annotator ranked {len(train_rows)} prompts; {agreement:.0%} of its pairs are in true order")
         worker = Worker(workspace)
         worker.start()
         try:
-            reward_id = run(workspace, annotator, "reward")
+            reward_id = run(workspace, annotator, "reward", options.seed)
             policies = {
                 "base": workspace.base_checkpoint_id,
-                "DPO": run(workspace, annotator, "dpo"),
-                "PPO": run(workspace, annotator, "ppo", reward_id=reward_id),
+                "DPO": run(workspace, annotator, "dpo", options.seed),
+                "PPO": run(workspace, annotator, "ppo", options.seed, reward_id=reward_id),
             }
         finally:
             worker.stop()
-        results = compare(workspace, policies, reward_id, reward, held_rows)
+        results = compare(workspace, policies, reward_id, reward, held_rows, options.seed)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -93,10 +99,10 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _split_seed() -> tuple[list[Row], list[Row]]:
-    """Seed rows for the workspace, and those that nothing is trained on."""
-    rows = [row for _, row in read_rows(SEED_FILE)]
-    _, held = split_by_prompt([parse_prompt(row["prompt"]) for row in rows], HELD_OUT)
+def _split_seed(seed: int) -> tuple[list[Row], list[Row]]:
+    """Seed prompts for the workspace, and those that nothing is trained on."""
+    rows = [{key: row[key] for key in row.keys() & {"id", "category", "prompt"}} for _, row in read_rows(SEED_FILE)]
+    _, held = split_by_prompt([parse_prompt(row["prompt"]) for row in rows], HELD_OUT, seed)
     texts = {json.dumps(list(prompt.messages)) for prompt in held}
     inside = [json.dumps(row["prompt"]) in texts for row in rows]
     return (
@@ -110,23 +116,35 @@ def _length_correlation(reward: TrueReward, rows: Sequence[Row]) -> float:
     return float(np.corrcoef([reward(text) for text in texts], [len(text.split()) for text in texts])[0, 1])
 
 
-def _fresh_workspace(folder: Path, base_model: str, rows: Sequence[Row]) -> Workspace:
+def _fresh_folder(folder: Path) -> Path:
     if folder.exists():
         if any(folder.iterdir()) and not (folder / "demo.json").exists():
             raise InputError(f"{folder}: is not a demo's workspace; name another one with --workspace")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / "demo.json").write_text("{}\n")
-    seed = folder / "seed.jsonl"
-    write_rows(seed, rows)
-    return open_workspace(folder, base_model, seed)
+    return folder
 
 
-def annotate(workspace: Workspace, reward: TrueReward) -> tuple[User, float]:
+def answer(folder: Path, base_model: str, rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows with answers of the base model; they also lie in answers.jsonl."""
+    from training.generate import generate
+    from training.models import load_base, set_threads
+
+    set_threads(0)
+    write_rows(folder / "prompts.jsonl", rows)
+    generate(
+        load_base(base_model), None, folder / "prompts.jsonl", folder / "answers.jsonl", num_completions=len(TO_RANK),
+        max_new_tokens=LENGTH, temperature=TO_RANK, top_p=1.0, seed=seed, batch_size=32,
+    )  # fmt: skip
+    return [row for _, row in read_rows(folder / "answers.jsonl")]
+
+
+def annotate(workspace: Workspace, reward: TrueReward, seed: int) -> tuple[User, float]:
     """Rank every task as a person would: ask for the next, submit, ask again. Returns (user, share of true pairs)."""
     with workspace.store.write() as db:
         user = ensure_user(db, "simulated annotator")
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     right = total = 0
     while assignment := tasks.next_assignment(workspace.store, user):
         texts = [completion.text for completion in assignment.completions]
@@ -142,9 +160,9 @@ def annotate(workspace: Workspace, reward: TrueReward) -> tuple[User, float]:
     return user, right / total
 
 
-def run(workspace: Workspace, user: User, method: str, reward_id: int | None = None) -> int:
+def run(workspace: Workspace, user: User, method: str, seed: int, reward_id: int | None = None) -> int:
     """Queue a run, wait for it, and return its checkpoint's id. Raises InputError where it fails."""
-    job_id = jobs.create(workspace, user, method, SETTINGS[method], reward_id=reward_id)
+    job_id = jobs.create(workspace, user, method, SETTINGS[method] | {"seed": seed}, reward_id=reward_id)
     say(f"started {job_id}: {jobs.command_line(workspace, jobs.get(workspace.store, job_id))}")
     line = ""
     while (job := jobs.get(workspace.store, job_id)).state in jobs.OPEN_STATES:
@@ -162,7 +180,12 @@ def run(workspace: Workspace, user: User, method: str, reward_id: int | None = N
 
 
 def compare(
-    workspace: Workspace, policies: dict[str, int], reward_id: int, reward: TrueReward, rows: Sequence[Row]
+    workspace: Workspace,
+    policies: dict[str, int],
+    reward_id: int,
+    reward: TrueReward,
+    rows: Sequence[Row],
+    seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Sample every policy on the held-out prompts; returns name -> measure -> one mean a prompt."""
     from training.batches import Group
@@ -180,7 +203,12 @@ def compare(
     for name, checkpoint_id in policies.items():
         adapter = None if name == "base" else base.attach(_folder(workspace, checkpoint_id))
         samples = sample_all(
-            base, prompts, adapter=adapter, on_batch=show_progress(f"{name}: prompts sampled"), **SAMPLING
+            base,
+            prompts,
+            adapter=adapter,
+            seed=seed + 1,
+            on_batch=show_progress(f"{name}: prompts sampled"),
+            **SAMPLING,
         )
         groups = [Group(p, [s.ids for s in found]) for p, found in zip(prompts, samples, strict=True)]
         temperature = SAMPLING["temperature"]

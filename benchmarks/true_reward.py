@@ -2,7 +2,7 @@
 
 It likes plain, direct answers: ones that speak to the reader, in short sentences, made of short words, and do not
 repeat themselves. All four are rates, so a longer answer is not a better one. The weights are equal after scaling each
-feature by its spread over the seed completions.
+feature by its spread over the answers that are ranked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TrueReward:
         self.spreads = [pstdev(column) or 1.0 for column in columns]
 
     def __call__(self, text: str) -> float:
-        """The reward, in spreads of a feature; the seed completions have a mean near 0."""
+        """The reward, in spreads of a feature; the ranked answers have a mean near 0."""
         scaled = ((x - mean) / spread for x, mean, spread in zip(features(text), self.means, self.spreads, strict=True))
         return sum(max(-CLIP, min(CLIP, x)) for x in scaled)
 
