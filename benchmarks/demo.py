@@ -191,7 +191,8 @@ def compare(
     from training.batches import Group
     from training.evaluate import sequence_log_probs
     from training.generate import sample_all, score_groups, show_progress
-    from training.models import Score, load_base, set_threads
+    from training.models import load_base, set_threads
+    from training.reward_model import Score
     from training.rollout import decode, encode_prompt
 
     set_threads(0)

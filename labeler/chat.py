@@ -16,7 +16,7 @@ from labeler.checkpoints import Checkpoint
 from labeler.workspace import Workspace
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the page should not wait for it
-    from training.models import Base
+    from training.base import Base
     from training.rollout import Token
 
 SMALLEST_ANSWER = 16

@@ -20,7 +20,7 @@ import torch
 
 from data.preferences import Comparison, comparisons
 from data.records import Demonstration, InputError, Message, Prompt, Ranking
-from training.models import Base
+from training.base import Base
 from training.rollout import encode_prompt
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from data.formats import read_rankings
 from training import losses
+from training.base import Base
 from training.batches import Group, Pack, encode_rankings, packs
 from training.config import DPOConfig
 from training.loop import Tally, fit, hold_out, load_policy, means, reference_adapter, token_log_probs
-from training.models import Base
 from training.reward import Pairs, counted, total_weight
 from training.run import Run
 

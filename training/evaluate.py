@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from data.formats import read_prompts, read_rankings
+from training.base import Base
 from training.batches import Group, encode_prompts, encode_rankings, packs
 from training.config import RewardConfig
 from training.generate import sample_all, score_groups, show_progress
 from training.loop import token_log_probs
-from training.models import Base, Score
 from training.reward import BradleyTerry, reward_metrics
+from training.reward_model import Score
 from training.rollout import Sample
 
 

@@ -13,9 +13,10 @@ import torch
 
 from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
 from data.records import InputError, Row
+from training.base import Base
 from training.batches import Group, encode_response, packs
-from training.models import Base, Score
 from training.reward import scores
+from training.reward_model import Score
 from training.rollout import Sample, decode, encode_prompt, sample, uniforms
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from data.preferences import split_by_prompt
 from data.records import Demonstration, InputError, Prompt, Ranking
+from training.base import Base
 from training.batches import Group, Pack, batch_of_step, packs, steps_per_epoch
 from training.config import TrainingConfig
-from training.losses import TokenLogProbs
-from training.models import Base, load_base, set_threads
+from training.log_probs import TokenLogProbs
+from training.models import load_base, set_threads
 from training.run import Run, every, read_manifest
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data.records import InputError
-from training.models import Base
+from training.base import Base
 from training.run import read_manifest
 
 

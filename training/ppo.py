@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 from data.formats import read_prompts
 from data.records import InputError, Prompt
-from training import losses
+from training import policy_gradient
+from training.base import Base
 from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
 from training.config import PPOConfig
 from training.loop import Optimizer, load_policy, reference_adapter, token_log_probs
-from training.models import Base, Score
 from training.reward import scores
+from training.reward_model import Score
 from training.rollout import Sample, decode, sample, uniforms
 from training.run import Run, every
 
@@ -261,8 +262,8 @@ def _estimate_advantages(
         return table
 
     kl = rows(log_probs - reference)
-    rewards = losses.kl_shaped_rewards(score, kl, lengths, config.beta)
-    advantages, returns = losses.gae(rewards, rows(values), mask.float(), config.gamma, config.lam)
+    rewards = policy_gradient.kl_shaped_rewards(score, kl, lengths, config.beta)
+    advantages, returns = policy_gradient.gae(rewards, rows(values), mask.float(), config.gamma, config.lam)
     flat_returns = returns[mask]
     variance = flat_returns.var()
     metrics = {
@@ -270,14 +271,14 @@ def _estimate_advantages(
         "objective/kl": float(kl.sum(1).mean()),
         "objective/rlhf_reward": float(rewards.sum(1).mean()),
         "objective/entropy": float(torch.cat([f.entropies for f in forwards]).mean()),
-        "objective/kl_k3": float(rows(losses.k3(log_probs - reference)).sum(1).mean()),
+        "objective/kl_k3": float(rows(policy_gradient.k3(log_probs - reference)).sum(1).mean()),
         "val/explained_variance": float(1 - (flat_returns - values).var() / variance) if variance > 0 else 0.0,
         "val/mean": float(values.mean()),
         "response/length": float(lengths.float().mean()),
         "response/ended": float(ended.mean()),
     }
     if config.whiten_advantages:
-        advantages = losses.whiten(advantages, mask.float())
+        advantages = policy_gradient.whiten(advantages, mask.float())
     sizes = [len(f.values) for f in forwards]
     for forward, a, r in zip(forwards, advantages[mask].split(sizes), flat_returns.split(sizes), strict=True):
         forward.advantages, forward.returns = a, r
@@ -319,8 +320,8 @@ def _loss(base: Base, config: PPOConfig, old: Forward, value_head: nn.Linear) ->
     values = value_head(hidden.float()).squeeze(-1)
     log_ratio = log_probs - old.log_probs
     ratio = log_ratio.exp()
-    policy = losses.ppo_policy(ratio, old.advantages, config.clip_range).sum()
-    value = losses.ppo_value(values, old.values, old.returns, config.value_clip_range).sum()
+    policy = policy_gradient.ppo_policy(ratio, old.advantages, config.clip_range).sum()
+    value = policy_gradient.ppo_value(values, old.values, old.returns, config.value_clip_range).sum()
     loss = policy + config.value_coefficient * value
     if want_entropy:
         loss = loss - config.entropy_coefficient * entropies.sum()
@@ -329,7 +330,7 @@ def _loss(base: Base, config: PPOConfig, old: Forward, value_head: nn.Linear) ->
             "policy/loss": float(policy),
             "val/loss": float(value),
             "policy/clipfrac": float(((ratio - 1).abs() > config.clip_range).sum()),
-            "policy/approxkl": float(losses.k3(-log_ratio).sum()),
+            "policy/approxkl": float(policy_gradient.k3(-log_ratio).sum()),
             "policy/ratio": float(ratio.sum()),
         }
     return loss, parts

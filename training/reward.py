@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from data.formats import read_rankings
 from data.preferences import Comparison
 from training import losses
+from training.base import Base
 from training.batches import Group, Pack, encode_rankings, packs
 from training.config import RewardConfig
 from training.loop import Tally, fit, hold_out, load_policy
-from training.models import Base, load_head, new_head
+from training.reward_model import load_head, new_head
 from training.run import Run, read_manifest
 
 

@@ -16,7 +16,7 @@ from jinja2.exceptions import TemplateError
 from transformers import DynamicCache
 
 from data.records import InputError, Message
-from training.models import Base
+from training.base import Base
 
 
 @dataclass

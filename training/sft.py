@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from data.formats import read_demonstrations
+from training.base import Base
 from training.batches import Group, Pack, encode_demonstrations, packs
 from training.config import SFTConfig
 from training.loop import Tally, fit, hold_out, load_policy, means, token_log_probs
-from training.models import Base
 from training.run import Run
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data.formats import write_rows
-from training.models import Base, load_base
+from training.base import Base
+from training.models import load_base
 
 ROOT = Path(__file__).parents[2]
 

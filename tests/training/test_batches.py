@@ -147,8 +147,8 @@ def test_control_tokens_that_people_write_are_text(base):
 def test_micro_batches_change_nothing(base, method):
     from training.config import METHODS
     from training.dpo import DirectPreference
-    from training.models import new_head
     from training.reward import BradleyTerry
+    from training.reward_model import new_head
     from training.sft import Imitation
 
     config = METHODS[method](lora_rank=4)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from data.records import InputError
 from training.config import DPOConfig
-from training.models import load_base, new_head
+from training.models import load_base
+from training.reward_model import new_head
 from training.rollout import choose, encode_prompt, sample, stream, uniforms
 
 IDS = torch.tensor([[5, 900, 77, 12, 4]])

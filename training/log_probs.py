@@ -1,0 +1,59 @@
+"""Log-probabilities and entropies of tokens through a frozen output layer, without keeping (N, V) logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """log p(target) and, if asked, the entropy, from hidden states through a frozen output layer, chunk by chunk.
+
+    The gradient with respect to the hidden states is formed in the forward, so no (N, V) logits outlive their chunk:
+    d log p(y) / d h = (W_y - Σ_v p_v W_v) / t, dH / d h = -Σ_v p_v (log p_v + H) W_v / t, with temperature t.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        want_entropy: bool,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        """`hidden` (N, d), `weight` (V, d), `targets` (N,) -> log-probabilities (N,), entropies (N,), in nats, fp32."""
+        log_probs = hidden.new_empty(len(targets), dtype=torch.float32)
+        entropies = torch.zeros_like(log_probs)
+        grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        grad_log_prob = torch.empty_like(hidden) if grad else None
+        grad_entropy = torch.empty_like(hidden) if grad and want_entropy else None
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias).float() / temperature
+            all_log_probs = torch.log_softmax(logits, dim=-1)
+            del logits
+            log_probs[part] = all_log_probs.gather(1, targets[part, None]).squeeze(1)
+            if not grad and not want_entropy:
+                continue
+            p = all_log_probs.exp()
+            if grad_log_prob is not None:
+                grad_log_prob[part] = (weight[targets[part]] - p.to(weight.dtype) @ weight) / temperature
+            if want_entropy:
+                entropies[part] = -(p * all_log_probs).sum(-1)
+                if grad_entropy is not None:
+                    slope = p.mul_(all_log_probs.add_(entropies[part, None])).to(weight.dtype)
+                    grad_entropy[part] = -(slope @ weight) / temperature
+        ctx.save_for_backward(*(t for t in (grad_log_prob, grad_entropy) if t is not None))
+        return log_probs, entropies
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Chain the stored slopes."""
+        saved: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
+        total = grads[0][:, None].to(saved[0].dtype) * saved[0]
+        if len(saved) > 1:
+            total = total + grads[1][:, None].to(saved[1].dtype) * saved[1]
+        return total, None, None, None, None, None, None
