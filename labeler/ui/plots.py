@@ -248,7 +248,4 @@ def _svg(title: str, lines: list[tuple[str, Points]]) -> str:
                 f"<title>{label}</title></circle>"
             )
     label = f"{title}, now {number(lines[0][1][-1][1])} at step {lines[0][1][-1][0]:g}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
-        f'data-points="{sum(len(points) for _, points in lines)}">{"".join(parts)}</svg>'
-    )
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
@@ -130,6 +131,13 @@ class App:
         self.stop()
         self.start()
 
+    def end_runs(self) -> None:
+        """Kill the training runs of this workspace, which outlive the app."""
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "training" in words and any(str(self.workspace) in word for word in words):
+                process.kill()
+
     def query(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
         """Rows read with plain sqlite3, past all code of ours."""
         connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30)
@@ -145,7 +153,8 @@ MakeApp = Callable[..., App]
 
 @pytest.fixture(scope="module")
 def make_app(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[MakeApp]:
-    """make_app(rows, env) starts an app whose workspace holds these rows; all are stopped after the module."""
+    """make_app(rows, env) starts an app whose workspace holds these rows; all are stopped after the module, and their
+    training runs with them."""
     started: list[App] = []
 
     def make(rows: list[dict[str, Any]], env: dict[str, str] | None = None) -> App:
@@ -157,6 +166,7 @@ def make_app(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
 
     yield make
     for app in started:
+        app.end_runs()
         app.stop()
 
 

@@ -1,5 +1,5 @@
-"""The loop in a real browser: train a reward model and DPO, talk to the checkpoint, vote on it; and nothing is lost
-when the app or the run is killed on the way. A tiny model, the real code."""
+"""The loop in a real browser: rank, train a reward model and DPO on that, talk to the checkpoint, vote on it; and
+nothing is lost when the app or the run is killed on the way. A tiny model, the real code."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import json
 import os
 import re
 import signal
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from labeler import rankings
-from labeler.users import local_owner
-from labeler.workspace import open_workspace
+from data.preferences import file_sha256
 from tests.browser.conftest import App, MakeApp, seed_rows
+from tests.browser.ranking import open_rank, prompt, rank_three_tasks, stored
 from tests.labeler.studio import wait_for
 
 RUN_MS = 120_000
@@ -26,29 +24,9 @@ RUN_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def ranked(make_app: MakeApp) -> Iterator[App]:
-    """An app in whose workspace somebody has ranked twelve tasks, through the functions that the Rank tab uses."""
-    app = make_app(seed_rows(14))
-    rank(app, 12)
-    yield app
-    end_runs(app)
-
-
-def rank(app: App, count: int) -> None:
-    workspace = open_workspace(app.workspace, app.base_model, seed_file=None)
-    owner = local_owner(workspace.store)
-    with workspace.store.write() as db:
-        for row in app.query("SELECT id FROM tasks ORDER BY id LIMIT ?", (count,)):
-            rankings.record_ranking(db, owner, row["id"], [1, 2, 3, None], source="task", event_id=str(uuid.uuid4()))
-    workspace.store.close()
-
-
-def end_runs(app: App) -> None:
-    """No run outlives its test module."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "training" in words and any(str(app.workspace) in word for word in words):
-            process.kill()
+def ranked(make_app: MakeApp) -> App:
+    """An app with twelve rankings out of a file, for the tests that are about what comes after ranking."""
+    return make_app([row | {"ranks": [1, 2, 3, None]} for row in seed_rows(12)])
 
 
 def open_tab(page: Page, app: App, name: str) -> None:
@@ -77,13 +55,23 @@ def head(page: Page, state: str, method: str) -> Locator:
     return page.locator(f'.run-head[data-state="{state}"][data-run$="{method}"]:visible')
 
 
-def newest_job(app: App) -> dict:
+def newest_job(app: App) -> dict[str, Any]:
     return app.query("SELECT * FROM jobs ORDER BY id DESC LIMIT 1")[0]
 
 
+def learned_from(app: App, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that the run was given: the file in its configuration is its snapshot, unchanged."""
+    (snapshot,) = app.query("SELECT path, sha256 FROM snapshots WHERE id = ?", (job["snapshot_id"],))
+    file = app.workspace / snapshot["path"]
+    assert json.loads(job["config"])["data"] == str(file)
+    assert file_sha256(file) == snapshot["sha256"]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def points(page: Page) -> int:
-    """How many values the first visible curve shows."""
-    return int(page.locator(".curves svg:visible").first.get_attribute("data-points") or 0)
+    """How many values the first visible plot has drawn."""
+    count = "plot => Array.from(plot.querySelectorAll('polyline')).reduce((sum, line) => sum + line.points.length, 0)"
+    return int(page.locator(".curves svg:visible").first.evaluate(count))
 
 
 def unfold(page: Page, title: str) -> None:
@@ -95,48 +83,69 @@ def choose(page: Page, selector: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def test_rank_train_chat_compare(ranked: App, page: Page) -> None:
-    open_tab(page, ranked, "Train")
-    expect(page.locator("#train-data")).to_contain_text("36 comparisons")
-    expect(page.locator("#train-data")).to_contain_text("12 prompts")
+def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
+    app = make_app(seed_rows(4))
+
+    # three rankings made on the page outlive a reload, and SQLite holds them and no others
+    open_rank(page, app)
+    said = rank_three_tasks(page)
+    page.reload()
+    expect(page.locator(".progress-text")).to_have_text("3 of 4 · 3 today")
+    assert prompt(page) not in said
+    events = app.query("SELECT uuid, kind, source FROM events ORDER BY id")
+    assert [(event["kind"], event["source"]) for event in events] == [("submit", "task")] * 3
+    assert {question: stored(app, question) for question in said} == said
+
+    open_tab(page, app, "Train")
+    # four answers in order give six comparisons, twice; two that tie and one above them give three
+    expect(page.locator("#train-data")).to_contain_text("15 comparisons")
+    expect(page.locator("#train-data")).to_contain_text("3 prompts")
     expect(page.locator("#train-data")).to_contain_text("10% held out by prompt")
 
-    # a reward model, and its curve moves
-    start_run(page, "reward", max_steps=40)
+    # a reward model learns from all three, and its curve moves
+    start_run(page, "reward", max_steps=40, validation_fraction=0)
+    expect(page.locator("#train-data")).to_contain_text("nothing held out")
     expect(page.locator(".curves svg:visible").first).to_be_visible(timeout=RUN_MS)
     seen = points(page)
     wait_for(lambda: points(page) > seen, 120)
     expect(head(page, "finished", "reward")).to_be_visible(timeout=RUN_MS)
+    expect(head(page, "finished", "reward")).to_contain_text("learns from 15 comparisons")
     expect(page.locator("pre.command:visible")).to_have_count(0)
     unfold(page, "Command line and configuration")
-    job = newest_job(ranked)
-    expect(page.locator("pre.command:visible")).to_contain_text(f"-m training reward --config {ranked.workspace}")
+    expect(page.locator("pre.command:visible")).to_contain_text(f"-m training reward --config {app.workspace}")
+    reward = newest_job(app)
 
-    # DPO on the same rankings
-    start_run(page, "dpo", max_steps=5)
+    # DPO on the same rankings: what both runs were given is what was said on the page, and nothing else
+    start_run(page, "dpo", max_steps=5, validation_fraction=0)
     expect(head(page, "finished", "dpo")).to_be_visible(timeout=RUN_MS)
-    job = newest_job(ranked)
-    assert json.loads(job["config"])["max_steps"] == 5
-    snapshot = ranked.query("SELECT * FROM snapshots WHERE id = ?", (job["snapshot_id"],))[0]
-    assert json.loads(snapshot["counts"])["comparisons"] == 36
+    dpo = newest_job(app)
+    assert (dpo["method"], json.loads(dpo["config"])["max_steps"]) == ("dpo", 5)
+    for job in (reward, dpo):
+        rows = learned_from(app, job)
+        assert [row["event"] for row in rows] == [event["uuid"] for event in events]
+        given = {row["prompt"][-1]["content"]: dict(zip(row["completions"], row["ranks"], strict=True)) for row in rows}
+        assert given == said
+    unfold(page, "Log")
+    expect(page.locator(".log:visible")).to_contain_text("3 rankings")
     name = "dpo/0002 step 5"
 
     # its checkpoint answers in Chat, growing
-    open_tab(page, ranked, "Chat")
+    open_tab(page, app, "Chat")
     choose(page, "#chat-checkpoint", name)
     page.locator("#chat-box textarea").fill("What is a good name for a cat?")
     page.locator("#chat-box textarea").press("Enter")
     expect(page.locator("#chat-stop")).to_be_visible()
     answer = page.locator("#chat-log .bot.message").last
     expect(answer).not_to_be_empty(timeout=RUN_MS)
-    lengths = set()
+    lengths = []
     while page.locator("#chat-stop").is_visible():
-        lengths.add(len(answer.inner_text()))
+        lengths.append(len(answer.inner_text()))
     expect(page.locator("#chat-status")).to_contain_text(re.compile(rf"{re.escape(name)} · \d+ tokens"))
-    assert len(lengths) >= 3, f"the answer did not grow: {lengths}"
+    assert len(set(lengths)) >= 3, f"the answer did not grow: {lengths}"
+    assert lengths[0] < lengths[-1]
 
     # compare it blindly with the base; the vote is in SQLite before the names are shown
-    open_tab(page, ranked, "Compare")
+    open_tab(page, app, "Compare")
     expect(page.locator("#compare-model-2 input")).to_have_value(name)
     page.locator("#compare-prompt textarea").fill("What is a good name for a dog?")
     page.locator("#compare-run").click()
@@ -146,18 +155,18 @@ def test_rank_train_chat_compare(ranked: App, page: Page) -> None:
     answers = page.locator("#compare-sides .answer").all_inner_texts()
     page.get_by_role("button", name="B better").click()
     expect(page.locator("#compare-sides .name")).to_have_count(2)
-    (event,) = ranked.query("SELECT * FROM events WHERE source = 'compare'")
+    (event,) = app.query("SELECT * FROM events WHERE source = 'compare'")
     payload = json.loads(event["payload"])
     assert payload["ranks"] == [2, 1]
-    stored = {row["id"]: row for row in ranked.query("SELECT * FROM completions WHERE source = 'compare'")}
-    names = {row["id"]: row["name"] for row in ranked.query("SELECT id, name FROM checkpoints")}
-    in_order = [names[stored[i]["checkpoint_id"]] for i in payload["completion_ids"]]
+    shown = {row["id"]: row for row in app.query("SELECT * FROM completions WHERE source = 'compare'")}
+    names = {row["id"]: row["name"] for row in app.query("SELECT id, name FROM checkpoints")}
+    in_order = [names[shown[i]["checkpoint_id"]] for i in payload["completion_ids"]]
     expect(page.locator("#compare-sides .name")).to_have_text(in_order)
     assert all(answers), answers
-    assert {json.loads(row["sampling"])["seed"] for row in stored.values()} == {0}
+    assert {json.loads(row["sampling"])["seed"] for row in shown.values()} == {0}
 
     # and everything is in Runs
-    open_tab(page, ranked, "Runs")
+    open_tab(page, app, "Runs")
     expect(page.locator("table.runs tbody tr")).to_have_count(2)
     page.locator('tr[data-run="0001-reward"]').click()
     expect(head(page, "finished", "reward")).to_be_visible()

@@ -7,14 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import ANSWERS, App, MakeApp, seed_rows
-
-
-def open_rank(page: Page, app: App) -> None:
-    page.goto(app.url)
-    expect(page.locator(".card").first).to_be_visible()
+from tests.browser.ranking import badges, open_rank, prompt, rank_three_tasks, stored, submit, texts
 
 
 def open_fresh(page: Page, app: App) -> None:
@@ -26,87 +22,18 @@ def open_fresh(page: Page, app: App) -> None:
         expect(page.locator(".prompt .turn-text").last).not_to_have_text(before)
 
 
-def prompt(page: Page) -> str:
-    return page.locator(".prompt .turn-text").last.inner_text()
-
-
-def texts(page: Page) -> list[str]:
-    """What the cards say, in the order in which they stand."""
-    return [text.strip() for text in page.locator(".card-text").all_inner_texts()]
-
-
-def badges(page: Page) -> list[str]:
-    return [re.sub(r"\s+", " ", text).strip() for text in page.locator(".badge").all_inner_texts()]
-
-
-def submit(page: Page) -> None:
-    """Submit by keyboard and wait for the next task."""
-    before = prompt(page)
-    page.keyboard.press("Control+Enter")
-    expect(page.locator(".prompt .turn-text").last).not_to_have_text(before)
-
-
-def stored(app: App, question: str) -> dict[str, int | None]:
-    """The ranking in force of a prompt, as text -> rank, read from the file."""
-    (row,) = app.query(
-        "SELECT r.completion_ids, r.ranks FROM latest_rankings AS r JOIN prompts AS p ON p.id = r.prompt_id"
-        " WHERE json_extract(p.messages, '$[#-1].content') = ?",
-        (question,),
-    )
-    found = {c["id"]: c["text"] for c in app.query("SELECT id, text FROM completions")}
-    ids, ranks = json.loads(row["completion_ids"]), json.loads(row["ranks"])
-    return {found[i]: rank for i, rank in zip(ids, ranks, strict=True)}
-
-
-def drag(page: Page, card: Locator, target: Locator) -> None:
-    """Drag a card by its head onto another card, past its middle."""
-    start, end = card.locator(".card-head").bounding_box(), target.bounding_box()
-    assert start
-    assert end
-    page.mouse.move(start["x"] + 20, start["y"] + 15)
-    page.mouse.down()
-    page.mouse.move(start["x"] + 40, start["y"] + 30, steps=3)
-    right = end["x"] > start["x"]
-    page.mouse.move(end["x"] + end["width"] * (0.9 if right else 0.1), end["y"] + end["height"] / 2, steps=8)
-    page.mouse.up()
-
-
-def test_three_tasks_by_keyboard_by_drag_and_with_a_tie(app: App, page: Page) -> None:
+def test_three_tasks_by_drag_by_keyboard_and_with_a_tie(app: App, page: Page) -> None:
     open_fresh(page, app)
     done = len(app.query("SELECT 1 FROM latest_rankings"))
-    expected: dict[str, dict[str, int | None]] = {}
-
-    question, shown = prompt(page), texts(page)
-    assert sorted(shown) == sorted(f"{a} (answer to {question.split(':')[0].split()[1]})" for a in ANSWERS)
-    for key in "3142":  # after a digit the next card is marked
-        page.keyboard.press(key)
-    assert badges(page) == ["3", "1", "4", "2"]
-    expected[question] = dict(zip(shown, (3, 1, 4, 2), strict=True))
-    submit(page)
-
-    question, shown = prompt(page), texts(page)
-    assert badges(page) == ["–"] * 4
-    drag(page, page.locator(".card").nth(0), page.locator(".card").nth(2))
-    moved = texts(page)
-    assert moved != shown
-    assert sorted(moved) == sorted(shown)
-    assert moved.index(shown[0]) == 2
-    assert badges(page) == ["1", "2", "3", "4"]
-    expected[question] = dict(zip(moved, (1, 2, 3, 4), strict=True))
-    submit(page)
-
-    question, shown = prompt(page), texts(page)
-    for card, rank in ((0, 2), (1, 1), (2, 2)):
-        page.locator(".card").nth(card).get_by_role("button", name=f"Rank {rank}").click()
-    assert badges(page) == ["2 tie", "1", "2 tie", "–"]
-    expected[question] = dict(zip(shown, (2, 1, 2, None), strict=True))
-    submit(page)
-
-    for question, ranks in expected.items():
+    question = prompt(page)
+    assert sorted(texts(page)) == sorted(f"{a} (answer to {question.split(':')[0].split()[1]})" for a in ANSWERS)
+    said = rank_three_tasks(page)
+    assert question in said
+    for question, ranks in said.items():
         assert stored(app, question) == ranks
     page.reload()
     expect(page.locator(".progress-text")).to_have_text(re.compile(rf"^{done + 3} of 40 · {done + 3} today"))
-    assert prompt(page) not in expected
+    assert prompt(page) not in said
 
 
 def test_twenty_tasks_with_the_keyboard_alone(make_app: MakeApp, page: Page) -> None:

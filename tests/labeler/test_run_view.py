@@ -77,7 +77,7 @@ def test_an_unchanged_run_is_not_sent_again(workspace: Workspace, running: Job) 
     again = view.updates(running, first[0])
     assert all(isinstance(value, dict) and set(value) == {"__type__"} for value in again)
     (workspace.runs_folder / running.id / "metrics.jsonl").write_text('{"step": 1, "loss": 0.69}\n')
-    assert "data-points" in "".join(str(value) for value in view.updates(running, first[0]))
+    assert "<polyline" in "".join(str(value) for value in view.updates(running, first[0]))
 
 
 def test_what_a_run_would_learn_from(tmp_path: Path) -> None:
