@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from labeler import checkpoints
-from labeler.chat import Chat
+from labeler.chat import Chat, Sampling
 from labeler.rankings import record_comparison
 from labeler.store import rows
 from labeler.users import local_owner
@@ -20,6 +20,8 @@ from training.config import DPOConfig
 T = TypeVar("T")
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
+QUESTION = [{"role": "user", "content": "What is a good name for a cat?"}]
+SHORT = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
 
 
 def small_workspace(folder: Path, base_model: str = "no-model", rankings: int = 4) -> Workspace:

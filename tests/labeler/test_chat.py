@@ -12,20 +12,7 @@ from labeler import chat
 from labeler.chat import Chat, Sampling, conversation
 from labeler.ui.chat import display
 from labeler.workspace import Workspace
-from tests.labeler.studio import chat_with_checkpoints, checkpoint_ids, small_workspace
-
-QUESTION = [{"role": "user", "content": "What is a good name for a cat?"}]
-SHORT = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chat:
-    return chat_with_checkpoints(tmp_path_factory.mktemp("chat"), tiny_model)
-
-
-@pytest.fixture
-def workspace(talking: Chat) -> Workspace:
-    return talking.workspace
+from tests.labeler.studio import QUESTION, SHORT, checkpoint_ids, small_workspace
 
 
 def answer(talking: Chat, checkpoint_id: int, sampling: Sampling = SHORT) -> str:

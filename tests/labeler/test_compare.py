@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from data.records import InputError
-from labeler.chat import Chat, Sampling
+from labeler.chat import Chat
 from labeler.compare import Round, Rounds
 from labeler.store import rows, scalar
 from labeler.ui.compare import draw
 from labeler.users import ensure_user, local_owner
 from labeler.workspace import Workspace
-from tests.labeler.studio import chat_with_checkpoints, checkpoint_ids
-
-QUESTION = [{"role": "user", "content": "What is a good name for a cat?"}]
-SHORT = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Chat:
-    return chat_with_checkpoints(tmp_path_factory.mktemp("compare"), tiny_model)
-
-
-@pytest.fixture
-def workspace(talking: Chat) -> Workspace:
-    return talking.workspace
+from tests.labeler.studio import QUESTION, SHORT, checkpoint_ids
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,12 +46,25 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Works
             process.kill()
 
 
+@contextmanager
+def at_its_post(workspace: Workspace, grace: float = worker.GRACE_SECONDS) -> Iterator[Worker]:
+    """A worker that looks often, for as long as the block."""
+    made = Worker(workspace, poll_seconds=0.02, grace=grace)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
 @pytest.fixture
 def looking(workspace: Workspace) -> Iterator[Worker]:
-    made = Worker(workspace, poll_seconds=0.02)
-    made.start()
-    yield made
-    made.stop()
+    with at_its_post(workspace) as made:
+        yield made
+
+
+def other_app(workspace: Workspace) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", OTHER_APP, str(workspace.folder)], cwd=jobs.PROJECT)
 
 
 def create(workspace: Workspace, method: str = "dpo") -> str:
@@ -67,12 +81,30 @@ def reached(workspace: Workspace, job_id: str, *states: str) -> Job:
     return found
 
 
-def at_work(workspace: Workspace, job_id: str) -> psutil.Process:
-    """The run's process, once it has saved a checkpoint."""
-    wait_for(lambda: checkpoints.of_run(workspace.store, job_id))
+def at_work(workspace: Workspace, job_id: str, by_hand: Worker | None = None) -> psutil.Process:
+    """The run's process, once it has saved a checkpoint; a worker that was not started is moved on by hand."""
+
+    def look() -> bool:
+        if by_hand:
+            by_hand.tick()
+        return bool(checkpoints.of_run(workspace.store, job_id))
+
+    wait_for(look)
     pid = jobs.get(workspace.store, job_id).pid
     assert pid is not None
     return psutil.Process(pid)
+
+
+def orphan(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[str, psutil.Process]:
+    """A run at work whose app was killed, and its process."""
+    monkeypatch.setenv("FAKE_TRAINER", "slow")
+    job_id = create(workspace)
+    app = other_app(workspace)
+    try:
+        return job_id, at_work(workspace, job_id)
+    finally:
+        app.kill()
+        app.wait()
 
 
 def test_a_run_is_carried_out_and_its_checkpoints_are_known(workspace: Workspace, looking: Worker) -> None:
@@ -147,44 +179,30 @@ def test_a_run_that_does_not_stop_is_killed_after_the_grace(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_TRAINER", "deaf")
-    stubborn = Worker(workspace, poll_seconds=0.02, grace=0.5)
-    stubborn.start()
-    job_id = create(workspace)
-    process = at_work(workspace, job_id)
-    jobs.request_stop(workspace.store, job_id)
-    job = reached(workspace, job_id, "interrupted", "stopped")
-    stubborn.stop()
+    with at_its_post(workspace, grace=0.5):
+        job_id = create(workspace)
+        process = at_work(workspace, job_id)
+        jobs.request_stop(workspace.store, job_id)
+        job = reached(workspace, job_id, "interrupted", "stopped")
     assert job.error == "the run did not stop in time and was killed (SIGKILL) at step 1 of 3"
     assert not psutil.pid_exists(process.pid)
 
 
 def test_the_run_outlives_the_worker_and_is_found_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_TRAINER", "slow")
-    job_id = create(workspace)
-    app = subprocess.Popen([sys.executable, "-c", OTHER_APP, str(workspace.folder)], cwd=jobs.PROJECT)
-    process = at_work(workspace, job_id)
-    app.kill()
-    app.wait()
+    job_id, process = orphan(workspace, monkeypatch)
     assert process.is_running()
-    again = Worker(workspace, poll_seconds=0.02)
-    again.start()
-    wait_for(lambda: again._lock)
-    assert jobs.get(workspace.store, job_id).pid == process.pid, "the run was not taken up but started anew"
-    jobs.request_stop(workspace.store, job_id)
-    reached(workspace, job_id, "stopped")
-    again.stop()
+    with at_its_post(workspace) as again:
+        wait_for(lambda: again._lock)
+        assert jobs.get(workspace.store, job_id).pid == process.pid, "the run was not taken up but started anew"
+        jobs.request_stop(workspace.store, job_id)
+        reached(workspace, job_id, "stopped")
 
 
 @pytest.mark.parametrize(("end", "state"), [("finish", "finished"), ("kill", "interrupted")])
 def test_a_run_that_ended_while_nobody_looked(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, end: str, state: str
 ) -> None:
-    monkeypatch.setenv("FAKE_TRAINER", "slow")
-    job_id = create(workspace)
-    app = subprocess.Popen([sys.executable, "-c", OTHER_APP, str(workspace.folder)], cwd=jobs.PROJECT)
-    process = at_work(workspace, job_id)
-    app.kill()
-    app.wait()
+    job_id, process = orphan(workspace, monkeypatch)
     if end == "kill":
         process.kill()
     else:
@@ -194,10 +212,8 @@ def test_a_run_that_ended_while_nobody_looked(
         text = (folder / "status.json").read_text()
         (folder / "status.json").write_text(text.replace('"stopped"', '"finished"'))
     process.wait(30)
-    again = Worker(workspace, poll_seconds=0.02)
-    again.start()
-    job = reached(workspace, job_id, "finished", "failed", "interrupted", "stopped")
-    again.stop()
+    with at_its_post(workspace):
+        job = reached(workspace, job_id, "finished", "failed", "interrupted", "stopped")
     assert job.state == state
 
 
@@ -238,24 +254,13 @@ def test_a_process_whose_pid_was_not_noted_is_found(workspace: Workspace, monkey
     job_id = create(workspace)
     one = Worker(workspace)
     one.tick()
-    process = at_work_by_ticks(one, workspace, job_id)
+    process = at_work(workspace, job_id, by_hand=one)
     with workspace.store.write() as db:
         db.execute("UPDATE jobs SET pid = NULL, process_started = NULL")
     one.tick()
     job = jobs.get(workspace.store, job_id)
     assert (job.state, job.pid) == ("running", process.pid)
     process.kill()
-
-
-def at_work_by_ticks(one: Worker, workspace: Workspace, job_id: str) -> psutil.Process:
-    def look() -> bool:
-        one.tick()
-        return bool(checkpoints.of_run(workspace.store, job_id))
-
-    wait_for(look)
-    pid = jobs.get(workspace.store, job_id).pid
-    assert pid is not None
-    return psutil.Process(pid)
 
 
 def test_one_worker_a_workspace(workspace: Workspace) -> None:
@@ -268,7 +273,7 @@ def test_one_worker_a_workspace(workspace: Workspace) -> None:
 
 
 def test_the_lock_of_a_killed_app_is_free(workspace: Workspace) -> None:
-    app = subprocess.Popen([sys.executable, "-c", OTHER_APP, str(workspace.folder)], cwd=jobs.PROJECT)
+    app = other_app(workspace)
     mine = Worker(workspace)
     try:
 
