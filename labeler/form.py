@@ -13,7 +13,7 @@ from training.config import Knob, TrainingConfig, from_dict, knobs
 FILES = "Files"
 """The section of paths: those have pickers of their own and are no fields of the form."""
 
-SPELLING = {"lora": "LoRA", "ppo": "PPO", "eos": "EOS", "adam": "Adam"}
+SPELLING = {"lora": "LoRA", "ppo": "PPO", "eos": "EOS", "kl": "KL", "adam": "Adam"}
 
 
 def fields(config_class: type[TrainingConfig]) -> list[Knob]:

@@ -1,9 +1,11 @@
-"""PPO on text, arXiv:1707.06347 with the reward of arXiv:2203.02155.
+"""PPO on text, arXiv:1707.06347 with the reward of arXiv:2203.02155; every stage of the derivation is a setting.
 
-Each update: sample answers from the current policy, score their last token with the reward model, charge each token its
-KL from the reference, estimate advantages by GAE against the value head, then take several clipped steps on that one
-rollout before the old policy is renewed. One base serves all: policy and reward are adapters, the reference is the base
-(or the parent checkpoint), the value head V(s) reads the policy's own hidden states.
+Each update: sample answers from the current policy, reward them, charge each token its KL from the reference, estimate
+advantages, then take several steps on that one rollout before the old policy is renewed. One base serves all: policy
+and reward are adapters, the reference is the base (or the parent checkpoint), the critic a head (and an adapter).
+
+Plain REINFORCE is `advantage return, policy_loss reinforce`, one epoch of one minibatch; RLOO and GRPO are `advantage
+baseline` with a group's baseline; the defaults are PPO with GAE.
 
 Left out here: top-k or nucleus sampling in rollouts and dropout, because both make old and new log-probabilities of the
 same policy differ.
@@ -11,103 +13,106 @@ same policy differ.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.formats import read_prompts
-from data.records import InputError, Prompt
-from training import policy_gradient
+from data.records import Prompt
+from training import policy_gradient, processes
+from training.advantages import Control, Episode, Rollout, estimate_advantages, rollout_metrics
 from training.base import Base
 from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
 from training.config import PPOConfig
-from training.loop import Optimizer, load_policy, reference_adapter, token_log_probs
-from training.reward import scores
-from training.reward_model import Score
+from training.critic import Critic, load_critic
+from training.loop import Optimizer, hold_out, load_policy, reference_adapter, token_log_probs
+from training.rewards import Reward, load_reward
 from training.rollout import Sample, decode, sample, uniforms
-from training.run import Run, every
-
-Reward = Callable[[list[Pack]], list[Tensor]]
-"""Scores (M,) of every pack's responses."""
+from training.run import Run, every, read_manifest
 
 
 @dataclass
-class Forward:
-    """One pack of a rollout with what the old policy said of its N tokens."""
+class Models:
+    """All that an episode meets: the base with the adapter "policy", the reference, the critic and the reward."""
+
+    base: Base
+    reference: str | None  # adapter; None is the plain base
+    critic: Critic | None
+    reward: Reward
+
+
+class Part(NamedTuple):
+    """One forward of a minibatch."""
 
     pack: Pack
-    log_probs: Tensor  # (N,) log π_old
-    reference: Tensor  # (N,) log π_ref
-    values: Tensor  # (N,) V_old
-    entropies: Tensor  # (N,)
-    scores: Tensor  # (M,) raw
-    ended: Tensor  # (M,) 1 where the response came to its end token
-    advantages: Tensor  # (N,)
-    returns: Tensor  # (N,)
+    rows: Tensor  # (M,) the rollout's rows of the pack's responses
+
+
+class Minibatch(NamedTuple):
+    """What one optimiser step learns from: this process's share of it, and the tokens of all of it."""
+
+    parts: list[Part]
+    tokens: int
 
 
 def train(config: PPOConfig, resume: bool = False) -> dict[str, Any]:
     """Run PPO; returns the result that ends the command's output."""
     with Run(config, "ppo", resume) as run:
-        prompts = read_prompts(config.data)
+        records, held_records = hold_out(config, read_prompts)
         base, state = load_policy(run, config)
-        groups, fitted = encode_prompts(base, prompts, config.max_length - config.max_new_tokens)
-        run.say(fitted.describe("prompts", config.max_length - config.max_new_tokens))
-        value_head = _value_head(base, state["checkpoint"] if state else config.from_checkpoint)
-        reference = reference_adapter(base, config)
-        reward, mean, std = _reward(base, config, prompts)
-        return _optimise(run, config, base, groups, value_head, reference, reward, mean, std, state, prompts)
+        room = config.max_length - config.max_new_tokens
+        prompts, fitted = encode_prompts(base, records, room)
+        run.say(fitted.describe("prompts", room))
+        held = encode_prompts(base, held_records, room)[0] if held_records else []
+        critic = load_critic(base, config, state["checkpoint"] if state else None)
+        models = Models(base, reference_adapter(base, config), critic, load_reward(base, config))
+        return _optimise(run, config, models, prompts, records, held, held_records, state)
 
 
 def _optimise(
     run: Run,
     config: PPOConfig,
-    base: Base,
+    models: Models,
     prompts: Sequence[Group],
-    value_head: nn.Linear,
-    reference: str | None,
-    reward: Reward,
-    score_mean: float,
-    score_std: float,
-    state: dict[str, Any] | None,
     records: Sequence[Prompt],
+    held: Sequence[Group],
+    held_records: Sequence[Prompt],
+    state: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    base.set_trainable("policy")
-    per_update = config.batch_size // config.samples_per_prompt
+    base, critic = models.base, models.critic
+    per_update = config.prompts_per_update
     total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(prompts), per_update)))
-    optimizer = Optimizer(
-        config,
-        [
-            (base.adapter_parameters("policy"), config.learning_rate),
-            ([value_head.weight], config.value_learning_rate),
-        ],
-        total * config.ppo_epochs * config.minibatches,
-    )
-    done = 0
-    if state:
-        done = int(state["step"])
-        optimizer.adam.load_state_dict(state["optimizer"])
+    learned = [(base.adapter_parameters("policy"), config.learning_rate)]
+    if critic:
+        learned.append((critic.parameters(), config.value_learning_rate))
+    optimizer = Optimizer(config, learned, total * config.ppo_epochs * config.minibatches)
+    control = Control(config.beta)
     metrics: dict[str, float] = {}
-    checkpoint = state["checkpoint"] if state else None
+    done, checkpoint = 0, None
+    if state:
+        done, checkpoint = int(state["step"]), state["checkpoint"]
+        optimizer.adam.load_state_dict(state["optimizer"])
+        control = Control(**state["control"])
+        metrics = read_manifest(checkpoint)["metrics"]  # what a run that is resumed at its end ends with
 
     def save(update: int) -> Path:
         def write(folder: Path) -> None:
             base.save_adapter("policy", folder)
-            save_file({"weight": value_head.weight.detach().cpu()}, folder / "value_head.safetensors")
+            if critic:
+                critic.save(folder)
 
+        state = {"step": update, "optimizer": optimizer.adam.state_dict(), "control": control.state()}
         return run.save_checkpoint(
             update,
             write,
-            lambda path: torch.save({"step": update, "optimizer": optimizer.adam.state_dict()}, path),
+            lambda path: torch.save(state, path),
             {
                 "kind": "policy",
                 "base_model": {"name": base.name, "sha256": base.sha256()},
@@ -118,19 +123,23 @@ def _optimise(
         )
 
     run.begin(done, total)
-    save_every = config.save_every or max(1, total // 10)
-    sample_every = config.eval_every or max(1, total // 10)
+    save_every, eval_every, sample_every = (
+        interval or max(1, total // 10) for interval in (config.save_every, config.eval_every, config.sample_every)
+    )
+    if held and not done:
+        run.log(0, _evaluate(models, config, held, held_records))
     for update in range(done + 1, total + 1):
         chosen = [prompts[i] for i in batch_of_step(len(prompts), per_update, update, config.seed)]
-        samples = rollout(base, config, chosen, update)
-        minibatches = _forwards(base, config, chosen, samples, value_head, reference, reward)
-        everything = [forward for minibatch in minibatches for forward in minibatch]
-        metrics = _estimate_advantages(everything, config, score_mean, score_std)
-        metrics |= _learn(base, config, optimizer, minibatches, value_head, (update - 1))
+        rollout, minibatches = play(models, config, chosen, records, update, config.minibatches)
+        beta = control.beta
+        metrics = estimate_advantages(rollout, config, control, models.reward.mean, models.reward.std)
+        metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update)
+        last = update == total or processes.anywhere(run.stop_requested)
+        if held and (last or every(update, eval_every)):
+            metrics |= _evaluate(models, config, held, held_records)
         run.log(update, metrics)
-        if update == 1 or every(update, sample_every) or update == total:
-            _write_samples(run, base, update, records, everything)
-        last = update == total or run.stop_requested
+        if processes.is_main() and (last or update == 1 or every(update, sample_every)):
+            _write_samples(run, base, update, records, rollout, minibatches)
         if last or every(update, save_every):
             checkpoint = save(update)
         if last:
@@ -142,8 +151,31 @@ def _optimise(
 # -- sampling and scoring ----------------------------------------------------------------------------------------------
 
 
+def play(
+    models: Models, config: PPOConfig, chosen: Sequence[Group], records: Sequence[Prompt], update: int, minibatches: int
+) -> tuple[Rollout, list[Minibatch]]:
+    """Episodes of the current policy on the chosen prompts, and the forwards that learn from them.
+
+    Minibatch m is a fixed slice of the prompts; each process plays its share of each slice and hears of the others'.
+    """
+    size = math.ceil(len(chosen) / min(minibatches, len(chosen)))
+    slices = [processes.share(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    samples = iter(rollout(models.base, config, [group for own in slices for group in own], update))
+    place = {group.index: number for number, group in enumerate(chosen)}
+    found, episodes = [], list[Episode]()
+    for own in slices:
+        played = [(group, next(samples)) for group in own]
+        parts, mine = _read(models, config, played, records, place)
+        everybody = [episode for of_group in processes.gather(mine) for episode in of_group]
+        episodes += everybody
+        found.append(Minibatch(parts, sum(len(episode.log_probs) for episode in everybody)))
+    return Rollout(episodes, models.base.device), found
+
+
 def rollout(base: Base, config: PPOConfig, prompts: Sequence[Group], update: int) -> list[list[Sample]]:
     """Answers of the current policy, `samples_per_prompt` for each prompt."""
+    if not prompts:
+        return []
     k = config.samples_per_prompt
     random = np.stack(
         [
@@ -155,202 +187,148 @@ def rollout(base: Base, config: PPOConfig, prompts: Sequence[Group], update: int
 
 
 @torch.no_grad()
-def _forwards(
-    base: Base,
+def _read(
+    models: Models,
     config: PPOConfig,
-    prompts: Sequence[Group],
-    samples: Sequence[Sequence[Sample]],
-    value_head: nn.Linear,
-    reference: str | None,
-    reward: Reward,
-) -> list[list[Forward]]:
-    """The rollout as minibatches of packs, read now in the very layout it is trained in later: the first ratio is 1."""
-    groups = [
-        Group(prompt.prompt, [s.ids for s in found], index=prompt.index)
-        for prompt, found in zip(prompts, samples, strict=True)
-    ]
-    ended = {id(g): [float(s.finish_reason == "stop") for s in f] for g, f in zip(groups, samples, strict=True)}
-    size = math.ceil(len(groups) / min(config.minibatches, len(groups)))
-    minibatches = []
-    for start in range(0, len(groups), size):
-        found = list(packs(groups[start : start + size], config.tokens_per_forward, base.device))
-        forwards = []
-        for pack, score in zip(found, reward(found), strict=True):
-            with base.using("policy"):
-                hidden = base.hidden(**pack.inputs())[0, pack.predictors]
-                log_probs, entropies = token_log_probs(base, hidden, pack.targets, config.temperature, entropy=True)
-                values = value_head(hidden.float()).squeeze(-1)
-            with base.using(reference):
-                hidden = base.hidden(**pack.inputs())[0, pack.predictors]
-                reference_log_probs, _ = token_log_probs(base, hidden, pack.targets, config.temperature)
-            stopped = torch.tensor([ended[id(pack.groups[g])][k] for g, k in pack.members], device=base.device)
-            nothing = torch.zeros_like(values)
-            forwards.append(
-                Forward(pack, log_probs, reference_log_probs, values, entropies, score, stopped, nothing, nothing)
-            )
-        minibatches.append(forwards)
-    return minibatches
+    played: Sequence[tuple[Group, list[Sample]]],
+    records: Sequence[Prompt],
+    place: dict[int, int],
+) -> tuple[list[Part], list[list[Episode]]]:
+    """(forwards, the episodes of each group) of sampled answers, read now in the very layout that they are trained in
+    later: the first ratio is exactly 1."""
+    base = models.base
+    groups = [Group(group.prompt, [s.ids for s in samples], index=group.index) for group, samples in played]
+    ended = {group.index: [s.finish_reason == "stop" for s in samples] for group, samples in played}
+    rewards = dict(zip((g.index for g in groups), models.reward.of(groups, records), strict=True))
+    parts, episodes = [], dict[tuple[int, int], Episode]()
+    for pack in packs(groups, config.tokens_per_forward, base.device):
+        with base.using("policy"):
+            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+            log_probs, entropies = token_log_probs(base, hidden, pack.targets, config.temperature, entropy=True)
+            values = models.critic(pack, hidden) if models.critic else torch.zeros_like(log_probs)
+        with base.using(models.reference):
+            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+            reference, _ = token_log_probs(base, hidden, pack.targets, config.temperature)
+        members = [(pack.groups[number].index, k) for number, k in pack.members]
+        sizes = [len(pack.groups[number].responses[k]) for number, k in pack.members]
+        flat = [table.cpu().split(sizes) for table in (log_probs, reference, values, entropies)]
+        for (index, k), pi, ref, v, h in zip(members, *flat, strict=True):
+            episodes[index, k] = Episode(pi, ref, v, h, rewards[index][k], ended[index][k])
+        rows = [place[index] * config.samples_per_prompt + k for index, k in members]
+        parts.append(Part(pack, torch.tensor(rows, device=base.device)))
+    return parts, [[episodes[group.index, k] for k in range(len(group.responses))] for group in groups]
 
 
-def _reward(base: Base, config: PPOConfig, records: Sequence[Prompt]) -> tuple[Reward, float, float]:
-    """(the reward of packs, mean and standard deviation that normalise it)."""
-    if config.reward_model:
-        model = Score(base, config.reward_model)
-
-        def by_model(found: list[Pack]) -> list[Tensor]:
-            with base.using(model.adapter):
-                return [scores(base, model.head, pack) for pack in found]
-
-        return by_model, model.mean, model.std
-    if not config.reward_function:
-        raise InputError(
-            "PPO needs a reward: name a checkpoint with --reward-model, or --reward-function module:function"
-        )
-    function = _import(config.reward_function)
-
-    def by_function(found: list[Pack]) -> list[Tensor]:
-        results = []
-        for pack in found:
-            members = [pack.groups[g] for g, _ in pack.members]
-            texts = [decode(base, pack.groups[g].responses[k]) for g, k in pack.members]
-            values = list(function([list(records[m.index].messages) for m in members], texts))
-            if len(values) != len(texts) or not all(math.isfinite(float(v)) for v in values):
-                raise InputError(f"{config.reward_function} must return one finite number for each completion")
-            results.append(torch.tensor([float(v) for v in values], device=base.device))
-        return results
-
-    return by_function, 0.0, 1.0
+def _evaluate(models: Models, config: PPOConfig, held: Sequence[Group], records: Sequence[Prompt]) -> dict[str, float]:
+    """How the policy does on held-out prompts; the same random numbers every time."""
+    rollout, _ = play(models, config, held, records, update=0, minibatches=1)
+    return {f"eval/{name.rpartition('/')[2]}": value for name, value in rollout_metrics(rollout).items()}
 
 
-def _import(name: str) -> Callable[..., Sequence[float]]:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"reward_function {name!r} cannot be imported ({error}); write module:function") from None
-
-
-def _value_head(base: Base, checkpoint: Path | str | None) -> nn.Linear:
-    """V(s) on the policy's last hidden state, from a checkpoint that has one, else zero: it then starts unbiased."""
-    head = nn.Linear(base.hidden_size, 1, bias=False)
-    nn.init.zeros_(head.weight)
-    file = Path(checkpoint) / "value_head.safetensors" if checkpoint else None
-    if file and file.exists():
-        head.weight.data.copy_(load_file(file)["weight"])
-    return head.to(base.device)
-
-
-# -- advantages and steps ----------------------------------------------------------------------------------------------
-
-
-def _estimate_advantages(
-    forwards: list[Forward], config: PPOConfig, score_mean: float, score_std: float
-) -> dict[str, float]:
-    """Fill in advantages and returns of the whole rollout; returns its metrics."""
-    lengths = torch.cat([f.pack.sum_per_response(torch.ones_like(f.values)) for f in forwards]).long()
-    raw = torch.cat([f.scores for f in forwards])
-    ended = torch.cat([f.ended for f in forwards])
-    score = (raw - score_mean) / score_std - config.missing_eos_penalty * (1 - ended)
-    log_probs, reference, values = (
-        torch.cat([getattr(f, name) for f in forwards]) for name in ("log_probs", "reference", "values")
-    )
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-
-    def rows(flat: Tensor) -> Tensor:  # (all N,) -> (B, T): the tokens of a response stand together, in order
-        table = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device)
-        table[mask] = flat
-        return table
-
-    kl = rows(log_probs - reference)
-    rewards = policy_gradient.kl_shaped_rewards(score, kl, lengths, config.beta)
-    advantages, returns = policy_gradient.gae(rewards, rows(values), mask.float(), config.gamma, config.lam)
-    flat_returns = returns[mask]
-    variance = flat_returns.var()
-    metrics = {
-        "objective/score": float(raw.mean()),
-        "objective/kl": float(kl.sum(1).mean()),
-        "objective/rlhf_reward": float(rewards.sum(1).mean()),
-        "objective/entropy": float(torch.cat([f.entropies for f in forwards]).mean()),
-        "objective/kl_k3": float(rows(policy_gradient.k3(log_probs - reference)).sum(1).mean()),
-        "val/explained_variance": float(1 - (flat_returns - values).var() / variance) if variance > 0 else 0.0,
-        "val/mean": float(values.mean()),
-        "response/length": float(lengths.float().mean()),
-        "response/ended": float(ended.mean()),
-    }
-    if config.whiten_advantages:
-        advantages = policy_gradient.whiten(advantages, mask.float())
-    sizes = [len(f.values) for f in forwards]
-    for forward, a, r in zip(forwards, advantages[mask].split(sizes), flat_returns.split(sizes), strict=True):
-        forward.advantages, forward.returns = a, r
-    return metrics
+# -- learning ----------------------------------------------------------------------------------------------------------
 
 
 def _learn(
-    base: Base,
+    models: Models,
     config: PPOConfig,
     optimizer: Optimizer,
-    minibatches: list[list[Forward]],
-    value_head: nn.Linear,
-    updates_done: int,
+    rollout: Rollout,
+    minibatches: list[Minibatch],
+    beta: float,
+    update: int,
 ) -> dict[str, float]:
-    """Several epochs of clipped steps on one rollout; returns the mean metrics over its steps."""
-    step = updates_done * config.ppo_epochs * config.minibatches
+    """Several epochs of steps on one rollout; returns the mean metrics over its steps."""
+    critic, critic_only = models.critic, update <= config.value_warmup
+    own = [critic.adapter] if critic and critic.adapter else []
+    models.base.set_trainable(*(own if critic_only else ["policy", *own]))
+    step = (update - 1) * config.ppo_epochs * config.minibatches
     collected: list[dict[str, float]] = []
-    for _ in range(config.ppo_epochs):
-        for minibatch in minibatches:
-            tokens = sum(len(f.values) for f in minibatch)
-            sums: dict[str, float] = {}
-            for forward in minibatch:
-                with base.using("policy"):
-                    loss, parts = _loss(base, config, forward, value_head)
-                    (loss / tokens).backward()
-                for name, value in (parts | {"loss": float(loss.detach())}).items():
-                    sums[name] = sums.get(name, 0.0) + value / tokens
-            step += 1
-            collected.append(sums | optimizer.step(step))
-    names = collected[0]
-    return {name: sum(row[name] for row in collected) / len(collected) for name in names}
+    for minibatch in minibatches * config.ppo_epochs:
+        sums: dict[str, float] = {}
+        for part in minibatch.parts:
+            with models.base.using("policy"):
+                loss, numbers = _loss(models, config, rollout, part, beta, critic_only)
+                (loss / minibatch.tokens).backward()
+            for name, value in (numbers | {"loss": float(loss.detach())}).items():
+                sums[name] = sums.get(name, 0.0) + value / minibatch.tokens
+        sums = processes.add_up(sums)
+        if collected and config.stop_kl and sums["policy/approxkl"] > config.stop_kl:
+            optimizer.adam.zero_grad()
+            break
+        processes.add_up_gradients(optimizer.parameters)
+        collected.append(sums | optimizer.step(step + len(collected) + 1))
+    means = {name: sum(row[name] for row in collected) / len(collected) for name in collected[0]}
+    return means | {"policy/steps": len(collected)}
 
 
-def _loss(base: Base, config: PPOConfig, old: Forward, value_head: nn.Linear) -> tuple[Tensor, dict[str, float]]:
-    """L = L_policy + c_v L_value - c_e H, summed over the pack's tokens (arXiv:1707.06347, eq. 9), and its parts."""
-    hidden = base.hidden(**old.pack.inputs())[0, old.pack.predictors]
+def _loss(
+    models: Models, config: PPOConfig, rollout: Rollout, part: Part, beta: float, critic_only: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """L = L_policy + c_v L_value - c_e H + β L_KL (arXiv:1707.06347, eq. 9), summed over the part's N tokens, and its
+    terms. `critic_only` leaves L_value alone."""
+    pack = part.pack
+    old_log_probs, reference, old_values, advantages, returns = (
+        rollout.tokens(table, part.rows)
+        for table in (rollout.log_probs, rollout.reference, rollout.values, rollout.advantages, rollout.returns)
+    )
+    hidden = models.base.hidden(**pack.inputs())[0, pack.predictors]
     want_entropy = config.entropy_coefficient > 0
-    log_probs, entropies = token_log_probs(base, hidden, old.pack.targets, config.temperature, want_entropy)
-    values = value_head(hidden.float()).squeeze(-1)
-    log_ratio = log_probs - old.log_probs
+    log_probs, entropies = token_log_probs(models.base, hidden, pack.targets, config.temperature, want_entropy)
+    log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
-    policy = policy_gradient.ppo_policy(ratio, old.advantages, config.clip_range).sum()
-    value = policy_gradient.ppo_value(values, old.values, old.returns, config.value_clip_range).sum()
-    loss = policy + config.value_coefficient * value
+    if config.policy_loss == "clip":
+        policy = policy_gradient.ppo_policy(ratio, advantages, config.clip_range, config.dual_clip).sum()
+    elif config.policy_loss == "importance":
+        policy = policy_gradient.importance(ratio, advantages).sum()
+    else:
+        policy = policy_gradient.reinforce(log_probs, advantages).sum()
+    loss = policy
     if want_entropy:
         loss = loss - config.entropy_coefficient * entropies.sum()
+    if config.kl_placement == "loss":
+        kl = policy_gradient.kl_loss(log_probs - reference, ratio, config.kl_estimator).sum()
+        loss = loss + beta * kl
+    if critic_only:
+        loss = torch.zeros_like(loss)
     with torch.no_grad():
-        parts = {
+        numbers = {
             "policy/loss": float(policy),
-            "val/loss": float(value),
             "policy/clipfrac": float(((ratio - 1).abs() > config.clip_range).sum()),
             "policy/approxkl": float(policy_gradient.k3(-log_ratio).sum()),
             "policy/ratio": float(ratio.sum()),
         }
-    return loss, parts
+    if config.kl_placement == "loss":
+        numbers["policy/kl_loss"] = float(kl)
+    if models.critic:
+        values = models.critic(pack, hidden)
+        value = policy_gradient.ppo_value(values, old_values, returns, config.value_clip_range).sum()
+        stuck = policy_gradient.value_clipped(values, old_values, returns, config.value_clip_range)
+        loss = loss + config.value_coefficient * value
+        numbers |= {"val/loss": float(value), "val/clipfrac": float(stuck.sum())}
+    return loss, numbers
 
 
 def _write_samples(
-    run: Run, base: Base, update: int, records: Sequence[Prompt], forwards: list[Forward], count: int = 4
+    run: Run,
+    base: Base,
+    update: int,
+    records: Sequence[Prompt],
+    rollout: Rollout,
+    minibatches: Sequence[Minibatch],
+    count: int = 4,
 ) -> None:
-    """What the policy says now, so that a person can read it."""
-    rows = []
-    for forward in forwards:
-        for (member, k), score in zip(forward.pack.members, forward.scores.tolist(), strict=True):
-            group = forward.pack.groups[member]
-            rows.append(
-                {
-                    "step": update,
-                    "prompt": list(records[group.index].messages),
-                    "completion": decode(base, group.responses[k]),
-                    "score": round(score, 4),
-                }
-            )
+    """What the policy says now, with its score and its KL in nats, so that a person can read it."""
+    scores, kl = rollout.scores.tolist(), (rollout.log_probs - rollout.reference).sum(1).tolist()
+    rows = {}
+    for part in (part for minibatch in minibatches for part in minibatch.parts):
+        for (number, k), row in zip(part.pack.members, part.rows.tolist(), strict=True):
+            group = part.pack.groups[number]
+            rows[row] = {
+                "step": update,
+                "prompt": list(records[group.index].messages),
+                "completion": decode(base, group.responses[k]),
+                "score": round(scores[row], 4),
+                "kl": round(kl[row], 4),
+            }
     with open(run.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:count])
+        file.writelines(json.dumps(rows[row], ensure_ascii=False) + "\n" for row in sorted(rows)[:count])

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
-from torch import nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -48,10 +48,11 @@ def add_up(values: Mapping[str, float]) -> dict[str, float]:
     return total
 
 
-def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum the gradients over the processes, in one message; a parameter without one counts as 0."""
+def add_up_gradients(parameters: Sequence[Tensor]) -> None:
+    """Sum the gradients over the processes, in one message; without one a parameter that learns counts as 0."""
     if PartialState().num_processes == 1:
         return
+    parameters = [p for p in parameters if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
     parts = reduce(flat, "sum").split([p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
