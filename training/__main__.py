@@ -58,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="Sample from the likeliest tokens of this total (1: all)."
     )
     sub.add_argument("--batch-size", type=int, default=32, help="Completions sampled at once (default 32).")
+    sub.add_argument(
+        "--server-url", help="Sample from an OpenAI-compatible server (vLLM) at this URL, which may load --checkpoint."
+    )
+    sub.add_argument("--server-model", help="Which of the server's models (default: its only one).")
 
     sub = commands.add_parser("score", help="Score completions with a reward model")
     _add_common(sub)
@@ -145,6 +149,8 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
                 raise InputError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value:g}")
     if command in ("generate", "score") and Path(given.output).is_dir():
         raise InputError(f"{given.output}: is a folder; name a file to write")
+    if command == "generate" and given.server_model and (given.checkpoint or not given.server_url):
+        raise InputError("--server-model goes with --server-url, and without --checkpoint")
     _quiet()
     from training.models import load_base, set_threads
     from training.run import read_manifest
@@ -156,11 +162,22 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
     if command == "generate":
         from training.generate import generate
 
-        return generate(
-            base, base.attach(given.checkpoint) if given.checkpoint else None, given.prompts, given.output,
-            num_completions=given.num_completions, max_new_tokens=given.max_new_tokens, temperature=given.temperature,
-            top_p=given.top_p, seed=given.seed, batch_size=given.batch_size,
-        )  # fmt: skip
+        def run(adapter: str | None, server: Any = None) -> dict[str, Any]:
+            return generate(
+                base, adapter, given.prompts, given.output, num_completions=given.num_completions,
+                max_new_tokens=given.max_new_tokens, temperature=given.temperature, top_p=given.top_p,
+                seed=given.seed, batch_size=given.batch_size, server=server,
+            )  # fmt: skip
+
+        if not given.server_url:
+            return run(base.attach(given.checkpoint) if given.checkpoint else None)
+        from training.server import Server
+
+        with Server(given.server_url) as server:
+            if not given.checkpoint:
+                return run(given.server_model or server.only_model(), server)
+            with server.adapter(given.checkpoint) as name:
+                return run(name, server)
     if command == "score":
         from training.generate import score_file
 

@@ -8,6 +8,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from data.records import InputError
 
@@ -210,6 +211,12 @@ class PPOConfig(TrainingConfig):
         None,
         "Instead of a reward model: module:function(prompts, completions) that returns one number each. With a third "
         "parameter it also gets every completion's tokens as texts, and may return a list of one number a token.",
+        section="Files",
+    )
+    sampler_url: str | None = knob(
+        None,
+        "Sample from a server at this URL instead of here: vLLM (0.10.2 or later) that serves the base model with "
+        "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and can read the run folder.",
         section="Files",
     )
     validation_data: str | None = knob(
@@ -420,6 +427,8 @@ class PPOConfig(TrainingConfig):
         ]:
             if wrong:
                 raise InputError(message)
+        if self.sampler_url:
+            self.sampler_url = server_address(self.sampler_url)
 
 
 METHODS: dict[str, type[TrainingConfig]] = {
@@ -473,6 +482,20 @@ def _checked(item: Knob, value: Any) -> Any:
     if item.maximum is not None and value > item.maximum:
         raise InputError(f"{item.name} must be at most {item.maximum:g}, not {value:g}")
     return item.type(value)
+
+
+def server_address(url: str) -> str:
+    """The URL of a server in its one form, without the /v1 that some write. Raises InputError where it is none."""
+    if "@" in url:
+        raise InputError("the server's URL must not hold a password; put its key into the environment (SERVER_API_KEY)")
+    try:
+        parts = urlsplit(url.strip())
+        parts.port  # noqa: B018 - raises where it is no number
+    except ValueError as error:
+        raise InputError(f"{url}: is no URL ({error}); write it as http://host:8000") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InputError(f"{url}: is no URL of a server; write it as http://host:8000")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
 def from_dict(config_class: type[TrainingConfig], values: dict[str, Any]) -> Any:

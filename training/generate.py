@@ -18,6 +18,7 @@ from training.batches import Group, encode_response, packs
 from training.reward import scores
 from training.reward_model import Score
 from training.rollout import Sample, decode, encode_prompt, sample, uniforms
+from training.server import Server
 
 
 def sample_all(
@@ -79,10 +80,12 @@ def generate(
     top_p: float,
     seed: int,
     batch_size: int,
+    server: Server | None = None,
 ) -> dict[str, Any]:
     """Write every row of `source` with `completions` and, for each, how it was sampled (`completion_info`).
 
-    `temperature` holds one number, or one for each completion.
+    `temperature` holds one number, or one for each completion. With `server` it does the sampling, `adapter` names one
+    of its models, and the base here gives the tokens of the prompts.
     """
     if len(temperature) not in (1, num_completions):
         raise InputError(f"{len(temperature)} temperatures for {num_completions} completions; give one, or one each")
@@ -98,28 +101,36 @@ def generate(
     if not rows:
         raise InputError(f"{source}: holds no rows")
     heat = [*temperature] * (num_completions if len(temperature) == 1 else 1)
-    samples = sample_all(
-        base, prompts, adapter=adapter, num_completions=num_completions, max_new_tokens=max_new_tokens,
-        temperature=heat, top_p=top_p, seed=seed, batch_size=batch_size, on_batch=show_progress("prompts sampled"),
-    )  # fmt: skip
+    if server:
+        found = server.complete(
+            str(adapter), prompts, [(seed, 0, i) for i in range(len(prompts))], max_new_tokens=max_new_tokens,
+            temperature=heat, top_p=top_p, stop_ids=base.stop_ids, on_answer=show_progress("completions sampled"),
+        )  # fmt: skip
+        answers = [[(c.text, c.num_tokens, c.finish_reason) for c in row] for row in found]
+    else:
+        samples = sample_all(
+            base, prompts, adapter=adapter, num_completions=num_completions, max_new_tokens=max_new_tokens,
+            temperature=heat, top_p=top_p, seed=seed, batch_size=batch_size, on_batch=show_progress("prompts sampled"),
+        )  # fmt: skip
+        answers = [[(decode(base, s.ids), len(s.ids), s.finish_reason) for s in row] for row in samples]
     shared = {"top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
     written = [
         row
         | {
-            "completions": [decode(base, s.ids) for s in found],
+            "completions": [text for text, _, _ in found],
             "completion_info": [
                 {
                     "temperature": heat[k],
                     **shared,
                     "sample": k,
-                    "num_tokens": len(s.ids),
-                    "finish_reason": s.finish_reason,
+                    "num_tokens": count,
+                    "finish_reason": reason,
                 }
-                for k, s in enumerate(found)
+                for k, (_, count, reason) in enumerate(found)
             ],
-            "model": base.name,
+            "model": adapter if server else base.name,
         }
-        for row, found in zip(rows, samples, strict=True)
+        for row, found in zip(rows, answers, strict=True)
     ]
     write_rows(output, written)
     return {"output": str(output), "prompts": len(rows), "completions": len(rows) * num_completions}

@@ -36,6 +36,7 @@ from training.loop import Optimizer, hold_out, load_policy, reference_adapter, t
 from training.rewards import Reward, load_reward
 from training.rollout import Sample, decode, sample, uniforms
 from training.run import Run, every, read_manifest
+from training.server import Server, sample_policy
 
 
 @dataclass
@@ -174,9 +175,16 @@ def play(
 
 def rollout(base: Base, config: PPOConfig, prompts: Sequence[Group], update: int) -> list[list[Sample]]:
     """Answers of the current policy, `samples_per_prompt` for each prompt."""
+    k = config.samples_per_prompt
+    if config.sampler_url:  # even with no prompts: the processes go through it together
+        with Server(config.sampler_url) as server:
+            return sample_policy(
+                server, base, "policy", Path(config.output) / "sampler" / f"policy-{update}",
+                [p.prompt for p in prompts], [(config.seed, update, p.index) for p in prompts],
+                samples_per_prompt=k, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            )  # fmt: skip
     if not prompts:
         return []
-    k = config.samples_per_prompt
     random = np.stack(
         [
             np.stack([uniforms(config.seed, update, prompt.index, j, config.max_new_tokens) for j in range(k)])
