@@ -113,15 +113,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = _train(command, given) if command in METHODS else _use(command, argparse.Namespace(**given))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
-        print("error: out of memory; lower --tokens-per-forward or --max-length", file=sys.stderr)
-        return 2
-    print(json.dumps(result))
+        return _fail("out of memory; lower --tokens-per-forward or --max-length")
+    if _rank() == 0:
+        print(json.dumps(result))
     return 0
+
+
+def _rank() -> int:
+    """The number that a launcher gave this process; asked of the environment, because nothing may be up yet."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _fail(text: str) -> int:
+    """One line for a person; returns the exit status."""
+    print(f"{f'process {_rank()}: ' if _rank() else ''}error: {text}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +148,9 @@ def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{config_file}: must hold one JSON object")
     config = from_dict(METHODS[method], values | given)
     _quiet()
-    return importlib.import_module(f"training.{method}").train(config, resume)
+    result = importlib.import_module(f"training.{method}").train(config, resume)
+    importlib.import_module("training.processes").leave()
+    return result
 
 
 def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.preferences import split_by_prompt
 from data.records import Demonstration, InputError, Prompt, Ranking
+from training import processes
 from training.base import Base
 from training.batches import Group, Pack, batch_of_step, packs, steps_per_epoch
 from training.config import TrainingConfig
@@ -34,10 +35,10 @@ class Objective(Protocol):
         """The pack's loss, summed and not yet divided, with its metrics."""
 
     def evaluate(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Metrics on held-out groups."""
+        """Metrics on held-out groups, the same in every process: each computes its share of them."""
 
     def state(self) -> dict[str, Any]:
-        """What the objective must remember for a resume to repeat exactly."""
+        """What the objective must remember for a resume to repeat exactly; every process asks, the main one saves."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take that back."""
@@ -50,6 +51,8 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
     """
     set_threads(config.num_threads)
     torch.manual_seed(config.seed)
+    if processes.alone_by_mistake():
+        run.say("accelerate launch started ONE process: without several GPUs it needs --multi_gpu to start more")
     run.say(f"loading {config.base_model}")
     base = load_base(config.base_model, config.dtype, config.device)
     newest = run.newest() if run.resume else None
@@ -119,7 +122,8 @@ class Optimizer:
         return 1 - done if self.config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     def step(self, step: int) -> dict[str, float]:
-        """Clip, update, clear; returns the gradient's norm before clipping and the rate."""
+        """Sum over the processes, clip, update, clear; returns the gradient's norm before clipping and the rate."""
+        processes.add_up_gradients(self.parameters)
         limit = self.config.max_grad_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         if math.isfinite(norm):  # the caller stops the run on a bad norm; the weights must not be spoilt before
@@ -154,7 +158,9 @@ def fit(
 ) -> dict[str, Any]:
     """Minimise the objective over the groups; writes metrics and checkpoints into the run.
 
-    Returns the run's result: last checkpoint, steps, and the held-out metrics.
+    With several processes each computes its share of a batch, divided by what the whole batch amounts to, and the
+    gradients are summed: the result is that of one process. Returns the run's result: last checkpoint, steps, and the
+    held-out metrics.
     """
     base.set_trainable("policy")
     parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
@@ -176,12 +182,11 @@ def fit(
             return {f"eval/{name}": value for name, value in objective.evaluate(held).items()} if held else {}
 
     def save(step: int) -> Path:
+        state = {"step": step, "optimizer": optimizer.adam.state_dict(), "objective": objective.state()}
         return run.save_checkpoint(
             step,
             lambda folder: base.save_adapter("policy", folder, head),
-            lambda path: torch.save(
-                {"step": step, "optimizer": optimizer.adam.state_dict(), "objective": objective.state()}, path
-            ),
+            lambda path: torch.save(state, path),
             {
                 "kind": "policy" if head is None else "reward",
                 "base_model": {"name": base.name, "sha256": base.sha256()},
@@ -199,14 +204,15 @@ def fit(
         denominator = objective.denominator(batch)
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
         base.set_dropout("policy", True)
-        tallies, loss_sum = [], 0.0
+        results: list[tuple[float, Tally]] = []
         with base.using("policy"):
-            for forward in packs(batch, config.tokens_per_forward, base.device):
+            for forward in packs(processes.share(batch), config.tokens_per_forward, base.device):
                 loss, tally = objective.loss(forward)
                 (loss / denominator).backward()
-                loss_sum += float(loss.detach()) / denominator
-                tallies.append(tally)
-        metrics = {"loss": loss_sum} | means(tallies) | optimizer.step(step)
+                results.append((float(loss.detach()), tally))
+        results = processes.gather(results)
+        metrics = {"loss": sum(loss for loss, _ in results) / denominator} | means(tally for _, tally in results)
+        metrics |= optimizer.step(step)
         metrics["epoch"] = step / steps_per_epoch(len(train), config.batch_size)
         last = step == total or run.stop_requested
         judge = last or every(step, eval_every) or every(step, save_every)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import InputError
+from training import processes
 from training.base import Base, stop_ids
 from training.config import DEFAULT_MODEL
 from training.default_model import cache_folder, default_model_folder, unpack_gguf
@@ -99,12 +98,18 @@ def _download(name: str) -> str:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError:
-            raise InputError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
-    return PartialState().default_device
+    if name == "auto":
+        return processes.state().device
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
+    if processes.count() > 1 and device.type != processes.state().device.type:
+        raise InputError(
+            f"device {name!r} does not go with processes that were launched for {processes.state().device.type}; leave "
+            "device at auto"
+        )
+    return processes.state().device if processes.count() > 1 else device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -132,6 +137,5 @@ def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
 
 
 def set_threads(count: int) -> None:
-    """Use this many processor threads (0: one a core)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or cores)
+    """Use this many processor threads (0: one a core, shared with the other processes on this machine)."""
+    torch.set_num_threads(count or processes.threads())

@@ -135,7 +135,7 @@ def _optimise(
         beta = control.beta
         metrics = estimate_advantages(rollout, config, control, models.reward.mean, models.reward.std)
         metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update)
-        last = update == total or processes.anywhere(run.stop_requested)
+        last = update == total or run.stop_requested
         if held and (last or every(update, eval_every)):
             metrics |= _evaluate(models, config, held, held_records)
         run.log(update, metrics)
@@ -263,7 +263,6 @@ def _learn(
         if collected and config.stop_kl and sums["policy/approxkl"] > config.stop_kl:
             optimizer.adam.zero_grad()
             break
-        processes.add_up_gradients(optimizer.parameters)
         collected.append(sums | optimizer.step(step + len(collected) + 1))
     means = {name: sum(row[name] for row in collected) / len(collected) for name in collected[0]}
     return means | {"policy/steps": len(collected)}

@@ -1,48 +1,97 @@
 """Several processes, one result: each computes its share of a batch, sums run over all. One process needs none of it.
 
-Started by `accelerate launch --num_processes N -m training ...`. Every process reads the same data and makes the same
-batches; random streams are keyed by what they are for, never by the process. Only the main process writes.
+Started by `accelerate launch --multi_gpu --num_processes N -m training ...` (without GPUs too: accelerate 1.15 starts
+one process otherwise) or by torchrun. Every process reads the same data and makes the same batches; random streams are
+keyed by what they are for, never by the process. Only the main process writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
+
+from data.records import InputError
 
 T = TypeVar("T")
 
 
+class PeerLost(InputError):
+    """Another process of this run ended, so that nothing can be summed any more."""
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """A message between the processes; says plainly when there is nobody at the other end."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(
+            f"another process of this run ended or does not answer; its own error is in the log ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def state() -> PartialState:
+    """What accelerate knows of the processes. Where a launcher started several without GPUs, gloo connects them."""
+    if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
+        return PartialState(cpu=True)
+    return PartialState()
+
+
+def alone_by_mistake() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started this one only."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and count() == 1
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(state().num_processes)
+
+
+def threads() -> int:
+    """Processor threads for this process: the cores, divided among the processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def is_main() -> bool:
     """Whether this process writes."""
-    return bool(PartialState().is_main_process)
+    return bool(state().is_main_process)
 
 
 def share(items: Sequence[T]) -> list[T]:
     """The items that this process computes: every P-th of them, from its own number on."""
-    state = PartialState()
-    return list(items[state.process_index :: state.num_processes])
+    return list(items[state().process_index :: state().num_processes])
 
 
 def gather(results: Sequence[T]) -> list[T]:
     """The results of everybody's `share`, in the order of the items that were shared out."""
-    if PartialState().num_processes == 1:
+    if state().num_processes == 1:
         return list(results)
-    shares: list[list[T]] = gather_object([list(results)])
+    with _talking():
+        shares: list[list[T]] = gather_object([list(results)])
     longest = max(map(len, shares))
     return [part[i] for i in range(longest) for part in shares if i < len(part)]
 
 
 def add_up(values: Mapping[str, float]) -> dict[str, float]:
     """Each number summed over the processes; a name that one of them lacks counts as 0 there."""
-    if PartialState().num_processes == 1:
+    if state().num_processes == 1:
         return dict(values)
     total: dict[str, float] = {}
-    for part in gather_object([dict(values)]):
+    with _talking():
+        parts = gather_object([dict(values)])
+    for part in parts:
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
@@ -50,11 +99,12 @@ def add_up(values: Mapping[str, float]) -> dict[str, float]:
 
 def add_up_gradients(parameters: Sequence[Tensor]) -> None:
     """Sum the gradients over the processes, in one message; without one a parameter that learns counts as 0."""
-    if PartialState().num_processes == 1:
+    if state().num_processes == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-    parts = reduce(flat, "sum").split([p.numel() for p in parameters])
+    with _talking():
+        parts = reduce(flat, "sum").split([p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
 
@@ -64,6 +114,22 @@ def anywhere(flag: bool) -> bool:
     return add_up({"flag": float(flag)})["flag"] > 0
 
 
+def from_main(value: T) -> T:
+    """The main process's value, for everybody; what the others pass is not looked at."""
+    if state().num_processes == 1:
+        return value
+    with _talking():
+        (shared,) = broadcast_object_list([value if is_main() else None])
+    return shared
+
+
 def wait() -> None:
     """Until everybody is here."""
-    PartialState().wait_for_everyone()
+    with _talking():
+        state().wait_for_everyone()
+
+
+def leave() -> None:
+    """Close the connections; the last thing a process does."""
+    if state().num_processes > 1:
+        state().destroy_process_group()

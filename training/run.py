@@ -81,31 +81,24 @@ def read_manifest(checkpoint: Path | str) -> dict[str, Any]:
 
 
 class Run:
-    """One training run and its folder. Use as a context manager: leaving it writes the final status."""
+    """One training run and its folder. Use as a context manager: leaving it writes the final status.
+
+    Of several processes each has a Run, so that the loops need not know; only the main one's locks and writes.
+    """
 
     def __init__(self, config: TrainingConfig, method: str, resume: bool = False) -> None:
+        from training import processes  # and torch with it, which those who only read a run folder do without
+
         if not config.output:
             raise InputError("name the run folder with --output")
         if not config.data:
             raise InputError("name the training data with --data")
         self.folder = Path(config.output)
         self.config, self.method, self.resume = config, method, resume
+        self.writes, self._anywhere = processes.is_main(), processes.anywhere
         if checkpoints(self.folder) and not resume:
             raise InputError(f"{self.folder}: holds a run already; continue it with --resume or name another folder")
-        try:
-            for name in ("checkpoints", "state"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); name another --output") from None
-        self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.folder}: another process is training here; stop it or name another folder"
-            ) from None
-        for partial in (self.folder / "checkpoints").glob(".partial-*"):
-            shutil.rmtree(partial)
+        self._lock = self._take_folder() if self.writes else None
         self.data_sha256 = file_sha256(config.data) if Path(config.data).is_file() else ""
         if resume:
             self._check_resume()
@@ -116,9 +109,28 @@ class Run:
         self._started = time.time()
         self._first_step: tuple[float, int] | None = None
         self._stop = threading.Event()
+        self._stopping = False  # agreed upon by all processes
         self._closed = threading.Event()
         self._status_lock = threading.Lock()
         self._log_file: TextIO | None = None
+
+    def _take_folder(self) -> TextIO:
+        """Make the folder and its lock; clear away what a killed run had half written."""
+        try:
+            for name in ("checkpoints", "state"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror}); name another --output") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.folder}: another process is training here; stop it or name another folder"
+            ) from None
+        for partial in (self.folder / "checkpoints").glob(".partial-*"):
+            shutil.rmtree(partial)
+        return lock
 
     def _check_resume(self) -> None:
         """Going on with other data or another order of it would be another run under the same name."""
@@ -141,11 +153,12 @@ class Run:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
-        if not _same_file(sys.stderr, self.folder / "log.txt"):
-            self._log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
-        write_json(self.folder / "config.json", to_dict(self.config))
-        self._write_status("running")
-        threading.Thread(target=self._heartbeat, daemon=True).start()
+        if self.writes:
+            if not _same_file(sys.stderr, self.folder / "log.txt"):
+                self._log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
+            write_json(self.folder / "config.json", to_dict(self.config))
+            self._write_status("running")
+            threading.Thread(target=self._heartbeat, daemon=True).start()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self._stop.set())
@@ -154,7 +167,7 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._closed.set()
         if error is None:
-            stopped = self.stop_requested and self.step < self.total_steps
+            stopped = self._stopping and self.step < self.total_steps
             self._write_status("stopped" if stopped else "finished")
         else:
             self._message = str(error) or type(error).__name__
@@ -163,12 +176,14 @@ class Run:
                 self._write_status("failed")
         if self._log_file:
             self._log_file.close()
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     @property
     def stop_requested(self) -> bool:
-        """Somebody asked the run to save and stop."""
-        return self._stop.is_set()
+        """Somebody asked the run to save and stop. Every process must ask, because they answer as one."""
+        self._stopping = self._stopping or self._anywhere(self._stop.is_set())
+        return self._stopping
 
     def _heartbeat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
@@ -176,6 +191,8 @@ class Run:
                 self._write_status("running")
 
     def _write_status(self, state: str) -> None:
+        if not self.writes:
+            return
         with self._status_lock:
             if state == "running" and self._closed.is_set():
                 return
@@ -207,6 +224,8 @@ class Run:
 
     def print(self, text: str) -> None:
         """A line for stderr and log.txt."""
+        if not self.writes:
+            return
         line = f"{datetime.now().strftime('%H:%M:%S')} {text}"
         print(line, file=sys.stderr, flush=True)
         if self._log_file:
@@ -223,7 +242,7 @@ class Run:
         """Training starts after `step` steps that are already done; metrics beyond them are cut off."""
         self.step, self.total_steps = step, total_steps
         self._first_step = (time.time(), step)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl") if self.writes else ():
             rows = [row for row in _read_lines(self.folder / name) if step and row["step"] <= step]
             with open(self.folder / name, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -238,6 +257,8 @@ class Run:
                     f"(now {self.config.learning_rate:g}) and resume from the last checkpoint"
                 )
         self.step = step
+        if not self.writes:
+            return
         row = {"step": step, "time": round(time.time(), 2)} | {name: _rounded(v) for name, v in metrics.items()}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -258,6 +279,8 @@ class Run:
         """
         name = f"step-{step:06d}"
         final = self.folder / "checkpoints" / name
+        if not self.writes:
+            return final
         partial = self.folder / "checkpoints" / f".partial-{name}"
         state_partial = self.folder / "state" / f"partial-{name}"
         try:
