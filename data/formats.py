@@ -12,14 +12,14 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any
 
-from data.records import Demonstration, InputError, Message, Prompt, Ranking, Row
+from data.records import Demonstration, InputError, Message, Prompt, Ranking, Row, shown
 
-Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?(?<!\.jsonl)(?<!\.gz)(?<!\.parquet)(?<!\.csv)")
 """owner/name, as the hub spells it; a name that ends like a data file is meant as a file."""
-JSON_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "ranks", "messages")
+LIST_COLUMNS = ("completions", "ranks", "messages", "finish_reasons", "completion_info")
+TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
@@ -28,15 +28,15 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
     Raises InputError where the file is missing, truncated, wrongly encoded or of an unknown kind.
     """
     path = Path(path)
-    if (path / "dataset_info.json").exists() or (HUB_NAME.fullmatch(str(path)) and not path.exists()):
-        yield from _read_dataset(str(path))
-        return
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, and not of a saved dataset; name a .jsonl, .parquet or .csv file")
-    name = path.name.lower()
     try:
+        if (path / "dataset_info.json").exists() or (HUB_NAME.fullmatch(str(path)) and not path.exists()):
+            yield from _read_dataset(str(path))
+            return
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, and not of a saved dataset; name a .jsonl, .parquet or .csv file")
+        name = path.name.lower()
         if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")):
             yield from _read_json_lines(path)
         elif name.endswith(".parquet"):
@@ -45,9 +45,9 @@ def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
             yield from _read_csv(path)
         else:
             raise InputError(f"{path}: unknown kind of file; use .jsonl, .jsonl.gz, .parquet or .csv")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (EOFError, OSError, zlib.error, csv.Error) as error:
+    except PermissionError:
+        raise InputError(f"{path}: may not be read by this user; change its permissions") from None
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); copy or compress it again") from None
 
 
@@ -65,61 +65,124 @@ def _read_dataset(name: str) -> Iterator[tuple[str, Row]]:
         yield f"{name}:row {number}", {key: value for key, value in row.items() if value is not None}
 
 
-def _open_text(path: Path) -> TextIO:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of a text file, gzipped or not; a byte-order mark is dropped."""
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
+                ) from None
+
+
+def _parse_json(text: str) -> Any:
+    """What JSON text says. Raises InputError where it is broken, too deep, or names a field twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_fields)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise InputError("not usable JSON (nested too deeply)") from None
+    except ValueError as error:  # InputError, or a number of thousands of digits
+        raise error if isinstance(error, InputError) else InputError("not usable JSON (a number is too long)") from None
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the field {shown(twice)} stands twice in one object; keep one")
+    return row
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{place}: not JSON ({error.msg} at column {error.colno}); one object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(f"{place}: a row must be a JSON object, not {type(row).__name__}")
-            yield place, row
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = _parse_json(line)
+        except InputError as error:
+            hint = "; write one object a line" if str(error).startswith("not JSON") else ""
+            raise InputError(f"{place}: {error}{hint}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: a row must be a JSON object, not {_kind(row)}; write one object a line")
+        yield place, row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
     number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:row {number}", {key: value for key, value in row.items() if value is not None}
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:row {number}", {key: value for key, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a readable Parquet file after row {number} ({reason}); write it again") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: a text after row {number} is not UTF-8; write the file again") from None
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with _open_text(path) as file:
-        for number, raw in enumerate(csv.DictReader(file), 2):
-            row: Row = {key: value for key, value in raw.items() if key and value not in (None, "")}
-            for key in JSON_COLUMNS:  # lists travel through CSV as JSON text
-                text = row.get(key)
-                if isinstance(text, str) and text.lstrip().startswith("["):
-                    with contextlib.suppress(json.JSONDecodeError):  # a text that only begins with a bracket
-                        row[key] = json.loads(text)
-            for key in ("margin", "weight"):
-                if key in row:
-                    try:
-                        row[key] = float(row[key])
-                    except ValueError:
-                        raise InputError(f"{path}:{number}: {key} {row[key]!r} is not a number") from None
-            yield f"{path}:{number}", row
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    header: list[str] = []
+    try:
+        for cells in reader:
+            place = f"{path}:{reader.line_num}"  # the line on which the row ends
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise InputError(f"{place}: two columns have the same name; rename one")
+            elif len(cells) > len(header):
+                raise InputError(
+                    f"{place}: {len(cells)} cells but {len(header)} columns; put a text that holds commas in quotes"
+                )
+            elif cells:
+                filled = {key: cell for key, cell in zip(header, cells, strict=False) if key and cell}
+                try:
+                    yield place, {key: _cell(key, cell) for key, cell in filled.items()}
+                except InputError as error:
+                    raise InputError(f"{place}: {error}") from None
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{reader.line_num}: broken CSV ({error}); double every quote inside a quoted text"
+        ) from None
+
+
+def _cell(column: str, text: str) -> Any:
+    """A cell's value: lists travel through CSV as JSON text, and so do chat messages."""
+    if column in ("margin", "weight"):
+        try:
+            return float(text)
+        except ValueError:
+            raise InputError(f"{column} {shown(text)} is not a number") from None
+    if column in (*LIST_COLUMNS, *TEXT_COLUMNS) and text.lstrip().startswith("["):
+        with contextlib.suppress(InputError):  # a text that only begins with a bracket
+            value = _parse_json(text)
+            if column in LIST_COLUMNS or (value and all(isinstance(item, dict) for item in value)):
+                return value
+    return text
+
+
+KINDS = {
+    type(None): "null", dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number",
+    float: "a number",
+}  # fmt: skip
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    return KINDS.get(type(value), type(value).__name__)
 
 
 def parse_prompt(value: Any) -> Prompt:
@@ -131,16 +194,14 @@ def parse_prompt(value: Any) -> Prompt:
 
 def _messages(value: Any, field: str) -> tuple[Message, ...]:
     if not isinstance(value, list):
-        raise InputError(f'"{field}" must be a string or a list of chat messages, not {type(value).__name__}')
+        raise InputError(f'"{field}" must be a string or a list of chat messages, not {_kind(value)}')
     messages: list[Message] = []
     for item in value:
         if not isinstance(item, dict) or not isinstance(item.get("role"), str):
             raise InputError(f'each message of "{field}" needs a "role" and a "content"')
         if not isinstance(item.get("content"), str):
-            raise InputError(
-                f'the content of a message in "{field}" must be text, not {type(item.get("content")).__name__}'
-            )
-        messages.append({"role": item["role"], "content": _text(item["content"])})
+            raise InputError(f'the content of a message in "{field}" must be text, not {_kind(item.get("content"))}')
+        messages.append({"role": sys.intern(item["role"]), "content": _text(item["content"])})
     return tuple(messages)
 
 
@@ -166,13 +227,28 @@ def _number(row: Row, field: str, default: float) -> float:
     value = row.get(field, default)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f'"{field}" must be a number, not {value!r}')
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        pass
+    raise InputError(f'"{field}" must be a number, not {shown(value)}')
+
+
+def _annotator(row: Row) -> str:
+    """Who ranked: a name, or a number that stands for one."""
+    value = row.get("annotator")
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f'"annotator" must be a name, not {shown(value)}')
+    return _text(str(value))
 
 
 def _split_implicit_prompt(row: Row) -> Row:
     """Chosen and rejected given as whole conversations: what they share before their last turn is the prompt."""
+    if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
+        raise InputError('no "prompt"; give one, or whole conversations as "chosen" and "rejected"')
     chosen, rejected = _messages(row["chosen"], "chosen"), _messages(row["rejected"], "rejected")
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise InputError('no "prompt", and "chosen" and "rejected" do not share the turns before their last one')
@@ -181,12 +257,13 @@ def _split_implicit_prompt(row: Row) -> Row:
 
 def parse_ranking(row: Row) -> Ranking:
     """A ranking from {"prompt","chosen","rejected"} or {"prompt","completions","ranks"}."""
-    margin, weight = _number(row, "margin", 0.0), _number(row, "weight", 1.0)
+    margin, weight, annotator = _number(row, "margin", 0.0), _number(row, "weight", 1.0), _annotator(row)
     if "chosen" in row and "rejected" in row:
         if "prompt" not in row:
             row = _split_implicit_prompt(row)
         texts = tuple(parse_completion(row[field], field) for field in ("chosen", "rejected"))
-        return Ranking(parse_prompt(row["prompt"]), texts, (1, 2), margin, weight)
+        ended = () if "completions" in row else parse_ended(row)  # with completions, the reasons are about those
+        return Ranking(parse_prompt(row["prompt"]), texts, (1, 2), margin, weight, ended, annotator)
     missing = [field for field in ("prompt", "completions", "ranks") if field not in row]
     if missing:
         raise InputError(
@@ -197,7 +274,7 @@ def parse_ranking(row: Row) -> Ranking:
         raise InputError('"completions" and "ranks" must be lists')
     texts = tuple(parse_completion(text, "completions") for text in row["completions"])
     ranks = tuple(int(r) if isinstance(r, float) and r.is_integer() else r for r in row["ranks"])
-    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight, parse_ended(row))
+    return Ranking(parse_prompt(row["prompt"]), texts, ranks, margin, weight, parse_ended(row), annotator)
 
 
 def parse_ended(row: Row) -> tuple[bool, ...]:
@@ -207,7 +284,13 @@ def parse_ended(row: Row) -> tuple[bool, ...]:
         reasons = [info.get("finish_reason") if isinstance(info, dict) else None for info in row["completion_info"]]
     if reasons is not None and not isinstance(reasons, list):
         raise InputError('"finish_reasons" must be a list, one "stop" or "length" for each completion')
-    return tuple(reason != "length" for reason in reasons or [])
+    return tuple(map(_ended, reasons or []))
+
+
+def _ended(reason: Any) -> bool:
+    if reason not in ("stop", "length", None):
+        raise InputError(f'finish reason {shown(reason)} must be "stop", "length" or null')
+    return reason != "length"
 
 
 def parse_demonstration(row: Row) -> Demonstration:
@@ -217,7 +300,7 @@ def parse_demonstration(row: Row) -> Demonstration:
     if "prompt" in row and "completion" in row:
         prompt = parse_prompt(row["prompt"])
         answer: Message = {"role": "assistant", "content": parse_completion(row["completion"])}
-        return Demonstration((*prompt.messages, answer), len(prompt.messages), row.get("finish_reason") != "length")
+        return Demonstration((*prompt.messages, answer), len(prompt.messages), _ended(row.get("finish_reason")))
     if "chosen" in row or "ranks" in row:
         ranking = parse_ranking(row)
         best = min(range(len(ranking.ranks)), key=lambda i: (ranking.ranks[i] is None, ranking.ranks[i]))
@@ -257,9 +340,11 @@ def _read(path: Path | str, parse: Any) -> list[Any]:
     records = []
     for place, row in read_rows(path):
         try:
-            records.append(parse(row))
+            record = parse(row)
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
+        object.__setattr__(record, "place", place)  # frozen for everybody else
+        records.append(record)
     if not records:
         raise InputError(f"{path}: holds no rows")
     return records
@@ -278,6 +363,8 @@ def ranking_row(ranking: Ranking, **more: Any) -> Row:
         row["weight"] = ranking.weight
     if not all(ranking.ended):
         row["finish_reasons"] = ["stop" if ended else "length" for ended in ranking.ended]
+    if ranking.annotator:
+        row["annotator"] = ranking.annotator
     return row | more
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from data.records import Demonstration, Message, Prompt, Ranking
+from data.records import Demonstration, InputError, Message, Prompt, Ranking
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 
@@ -24,11 +24,16 @@ class Comparison(NamedTuple):
 
 
 def comparisons(ranking: Ranking) -> list[Comparison]:
-    """All pairs of ranked completions. The margin of a pair is the ranking's margin times the ranks between them."""
+    """All pairs of ranked completions that differ.
+
+    The margin of a pair is the ranking's margin times the ranks between them. Two completions that read the same have
+    the same score whatever the model is: their pair can teach nothing, and is none.
+    """
+    read = list(zip(ranking.completions, ranking.ended, strict=True))
     pairs = []
     for i, j in combinations(range(len(ranking.ranks)), 2):
         first, second = ranking.ranks[i], ranking.ranks[j]
-        if first is None or second is None:
+        if first is None or second is None or read[i] == read[j]:
             continue
         winner, loser = (i, j) if first <= second else (j, i)
         pairs.append(Comparison(winner, loser, first == second, ranking.margin * abs(first - second)))
@@ -38,6 +43,11 @@ def comparisons(ranking: Ranking) -> list[Comparison]:
 def count_comparisons(rankings: Sequence[Ranking]) -> int:
     """How many comparisons the rankings hold, ties included."""
     return sum(len(comparisons(ranking)) for ranking in rankings)
+
+
+def fingerprint(record: Prompt | Ranking | Demonstration) -> bytes:
+    """Equal for records that say the same, annotator included; where they were read does not matter."""
+    return hashlib.blake2b(repr(record).encode(), digest_size=16).digest()
 
 
 def opening(record: Prompt | Ranking | Demonstration) -> tuple[Message, ...]:
@@ -76,6 +86,9 @@ def _prompt_key(record: Prompt | Ranking | Demonstration, seed: int) -> bytes:
 
 
 def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, hexadecimal. Raises InputError where it may not be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None

@@ -5,15 +5,26 @@ A completion is the text of one assistant turn; a prompt is the conversation bef
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 ROLES = ("system", "user", "assistant")
+LARGEST = 1e6
+"""The largest margin, weight and rank: beyond it fp32 losses lose their digits, and it is a slip of the pen."""
 
 
 class InputError(ValueError):
     """A mistake in what a user gave us: one line that names the place and the remedy. Shown without a traceback."""
+
+
+def shown(value: Any) -> str:
+    """A value of a data file as an error message quotes it: in JSON's words, on one line, and short."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Message(TypedDict):
@@ -25,16 +36,17 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for an assistant's answer."""
+    """A conversation that waits for an assistant's answer. `place` says where it was read: "file:line"."""
 
     messages: tuple[Message, ...]
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.messages:
             raise InputError("the prompt has no messages; give a string or a list of chat messages")
         for message in self.messages:
             if message["role"] not in ROLES:
-                raise InputError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
+                raise InputError(f"unknown role {shown(message['role'])}; use one of {', '.join(ROLES)}")
         if self.messages[-1]["role"] != "user":
             raise InputError("the prompt must end with a user message, so that an assistant can answer it")
         if not self.messages[-1]["content"].strip():
@@ -49,6 +61,8 @@ class Ranking:
     `margin`: strength of preference between neighbours, in units of the score (0 = not stated).
     `weight`: how much this ranking counts in the loss.
     `ended`: which completions came to their end; one cut at a length limit must not teach the model to stop there.
+    `annotator`: whose ranking it is; the same ranks by somebody else are another ranking, not a duplicate.
+    `place`: where it was read, "file:line".
     """
 
     prompt: Prompt
@@ -57,6 +71,8 @@ class Ranking:
     margin: float = 0.0
     weight: float = 1.0
     ended: tuple[bool, ...] = ()
+    annotator: str = ""
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ended:
@@ -68,17 +84,21 @@ class Ranking:
         if len(self.ranks) != len(self.completions):
             raise InputError(f"{len(self.completions)} completions but {len(self.ranks)} ranks; give one rank each")
         for rank in self.ranks:
-            if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-                raise InputError(f"rank {rank!r} is not a whole number from 1 (best); use null for unranked")
+            if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LARGEST):
+                raise InputError(
+                    f"rank {shown(rank)} is not a whole number from 1 (best) to {LARGEST:,.0f}; use null for unranked"
+                )
         if sum(rank is not None for rank in self.ranks) < 2:
             raise InputError("fewer than two completions are ranked, so nothing is compared")
         for number, completion in enumerate(self.completions, 1):
             if not completion.strip():
                 raise InputError(f"completion {number} is empty")
-        if not math.isfinite(self.margin) or self.margin < 0:
-            raise InputError(f"margin {self.margin!r} must be a finite number of at least 0")
-        if not math.isfinite(self.weight) or self.weight <= 0:
-            raise InputError(f"weight {self.weight!r} must be a finite number above 0")
+        if not 0 <= self.margin <= LARGEST:  # NaN fails, too
+            raise InputError(f"margin {self.margin!r} must be a number from 0 to {LARGEST:,.0f}")
+        if not 1 / LARGEST <= self.weight <= LARGEST:
+            raise InputError(
+                f"weight {self.weight!r} must be above 0, from {1 / LARGEST:g} to {LARGEST:,.0f}; drop the row instead"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,11 +111,12 @@ class Demonstration:
     messages: tuple[Message, ...]
     first_target: int = 0
     ended: bool = True
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for message in self.messages:
             if message["role"] not in ROLES:
-                raise InputError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
+                raise InputError(f"unknown role {shown(message['role'])}; use one of {', '.join(ROLES)}")
         if self.messages and self.messages[0]["role"] == "assistant":
             raise InputError("the conversation begins with the assistant; a user message must come before")
         targets = [m for m in self.messages[self.first_target :] if m["role"] == "assistant"]

@@ -56,7 +56,10 @@ def test_best_ranked_completion_is_the_demonstration():
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_rows_survive_a_file(tmp_path, name):
-    rankings = [parse_ranking(RANKED | {"finish_reasons": ["stop", "length", "stop"]}), parse_ranking(PAIR)]
+    rankings = [
+        parse_ranking(RANKED | {"finish_reasons": ["stop", "length", "stop"], "annotator": "ann"}),
+        parse_ranking(PAIR | {"margin": 0.5, "weight": 3}),
+    ]
     assert write_rows(tmp_path / name, map(ranking_row, rankings)) == 2
     assert read_rankings(tmp_path / name) == rankings
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -73,6 +76,28 @@ def test_tables_are_read(tmp_path, kind):
     first, second = read_rankings(path)
     assert (first.margin, second.margin) == (1.5, 0.0)
     assert first.completions == ("Because.", "No.")
+
+
+def test_lists_and_texts_that_look_like_lists_survive_csv(tmp_path):
+    chat = [{"role": "user", "content": 'Say "[1]", please'}]
+    frame = pd.DataFrame([
+        {"prompt": json.dumps(chat), "completions": '["a", "b"]', "ranks": "[2, 1]", "finish_reasons": "[null, null]"},
+        {"prompt": "[1, 2] is what?", "completions": '["[x]", "line\\nbreak"]', "ranks": "[1, null]"},
+        {"prompt": "[1, 2]", "chosen": "[3]", "rejected": "two\nlines, in a cell"},
+    ])  # fmt: skip
+    frame.iloc[[0, 2]].to_csv(tmp_path / "rows.csv", index=False)
+    ranked, pair = read_rankings(tmp_path / "rows.csv")
+    assert (ranked.prompt.messages, ranked.ranks, ranked.ended) == (tuple(chat), (2, 1), (True, True))
+    assert pair.prompt.messages[0]["content"] == "[1, 2]"
+    assert pair.completions == ("[3]", "two\nlines, in a cell")
+    assert ranked.place == f"{tmp_path / 'rows.csv'}:2"
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(InputError, match=r"rows.csv:3: fewer than two"):
+        read_rankings(tmp_path / "rows.csv")
+
+
+def test_finish_reasons_of_a_pair_are_read():
+    assert parse_ranking(PAIR | {"finish_reasons": ["stop", "length"]}).ended == (True, False)
 
 
 def test_saved_dataset_is_read(tmp_path):
@@ -94,7 +119,7 @@ BROKEN = {
     "one completion": ({"prompt": "x", "completions": ["a"], "ranks": [1]}, "at least two completions"),
     "ranks of other length": (RANKED | {"ranks": [1, 2]}, "3 completions but 2 ranks"),
     "rank zero": (RANKED | {"ranks": [0, 1, 2]}, "rank 0"),
-    "rank text": (RANKED | {"ranks": ["best", 1, 2]}, "'best'"),
+    "rank text": (RANKED | {"ranks": ["best", 1, 2]}, '"best"'),
     "nobody ranked": (RANKED | {"ranks": [None, None, 1]}, "fewer than two"),
     "NaN margin": (PAIR | {"margin": float("nan")}, "margin"),
     "negative weight": (PAIR | {"weight": -1}, "weight"),

@@ -3,7 +3,7 @@
 import pytest
 
 from data.formats import parse_prompt, parse_ranking
-from data.preferences import comparisons, count_comparisons, split_by_prompt
+from data.preferences import comparisons, count_comparisons, fingerprint, split_by_prompt
 from data.records import Ranking
 
 
@@ -19,6 +19,38 @@ def test_all_pairs_of_a_ranking_with_ties_and_unranked():
 def test_margin_grows_with_the_ranks_between():
     found = comparisons(ranking([1, 2, 3], margin=0.5))
     assert [c.margin for c in found] == [0.5, 1.0, 0.5]
+
+
+def test_a_pair_is_a_ranking_of_two_with_its_strength_and_weight():
+    row = {"prompt": "x", "chosen": "a", "rejected": "b", "margin": 2, "weight": 0.25, "annotator": "ann"}
+    found = parse_ranking(row)
+    assert comparisons(found) == [(0, 1, False, 2.0)]
+    assert (found.weight, found.annotator) == (0.25, "ann")
+    listed = {"prompt": "x", "completions": ["a", "b"], "ranks": [1, 2], "margin": 2, "weight": 0.25}
+    assert parse_ranking(listed | {"annotator": "ann"}) == found
+
+
+def test_ranks_may_leave_gaps_and_the_margin_follows_them():
+    assert [c.margin for c in comparisons(ranking([1, 5, 5], margin=0.5))] == [2.0, 2.0, 0.0]
+
+
+def test_completions_that_read_the_same_are_not_compared():
+    same = Ranking(parse_prompt("x"), ("a", "b", "a"), (1, 2, 3))
+    assert [(c.winner, c.loser) for c in comparisons(same)] == [(0, 1), (1, 2)]
+    cut = Ranking(parse_prompt("x"), ("a", "a"), (1, 2), ended=(True, False))
+    assert len(comparisons(cut)) == 1, "one goes on to the end token, the other does not"
+    assert comparisons(Ranking(parse_prompt("x"), ("a", "a"), (1, 2))) == []
+
+
+def test_a_duplicate_says_the_same_of_the_same_by_the_same_person():
+    row = {"prompt": "x", "completions": ["a", "b"], "ranks": [1, 2], "annotator": "ann", "weight": 2.0}
+    same = [row, row | {"prompt": [{"role": "user", "content": "x"}]}, row | {"weight": 2, "source": "elsewhere"}]
+    assert len({fingerprint(parse_ranking(r)) for r in same}) == 1
+    other = [row, *(row | change for change in (
+        {"annotator": "bob"}, {"ranks": [2, 1]}, {"ranks": [1, 1]}, {"margin": 1}, {"weight": 1}, {"prompt": "y"},
+        {"completions": ["a", "c"]}, {"finish_reasons": ["stop", "length"]},
+    ))]  # fmt: skip
+    assert len({fingerprint(parse_ranking(r)) for r in other}) == len(other)
 
 
 def test_k_choose_two():
