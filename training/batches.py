@@ -12,27 +12,34 @@ and the same thing. Notation for shapes: T tokens in a pack, M responses, N resp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from data.preferences import Comparison, comparisons
+from data.preferences import Comparison, comparisons, fingerprint
 from data.records import Demonstration, InputError, Message, Prompt, Ranking
 from training.base import Base
 from training.rollout import encode_prompt
+
+T = TypeVar("T")
+Record = TypeVar("Record", Ranking, Demonstration)
 
 
 @dataclass
 class Group:
     """A tokenised prompt and its responses.
 
-    `targets[k]` marks the tokens of response k that are learned from (None: all of them).
+    `targets[k]` marks the tokens of response k that are learned from (None: all of them). What was read from a file
+    holds its ids as arrays of four bytes each: a list takes 8 bytes a token and 32 more for every number above 256.
     """
 
-    prompt: list[int]
-    responses: list[list[int]]
+    prompt: Sequence[int]
+    responses: Sequence[Sequence[int]]
     targets: list[list[bool] | None] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     weight: float = 1.0
@@ -136,13 +143,59 @@ def packs(groups: Iterable[Group], tokens_per_forward: int, device: torch.device
         yield pack(row, device)
 
 
+def per_response(
+    groups: Sequence[Group],
+    tokens_per_forward: int,
+    device: torch.device,
+    compute: Callable[[Pack], torch.Tensor],
+) -> list[list[float]]:
+    """What `compute` (a pack to M numbers) finds for every group's responses, in the groups' order.
+
+    Responses need not be read together here, so a group longer than a forward is read in several, its prompt repeated.
+    """
+    results: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
+    parts: list[Group] = []
+    places: dict[int, tuple[int, int]] = {}  # of each part: its group, and the number of its first response
+    for number, group in enumerate(groups):
+        for first, responses in _portions(group, tokens_per_forward):
+            parts.append(Group(group.prompt, responses))
+            places[id(parts[-1])] = number, first
+    for found in packs(parts, tokens_per_forward, device):
+        for (member, k), value in zip(found.members, compute(found).tolist(), strict=True):
+            number, first = places[id(found.groups[member])]
+            results[number][first + k] = value
+    return results
+
+
+def _portions(group: Group, tokens: int) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
+    """(number of the first, responses that fit into a forward with their prompt); at least one each."""
+    first, used = 0, len(group.prompt)
+    for k, response in enumerate(group.responses):
+        used += len(response)
+        if used > tokens and k > first:
+            yield first, group.responses[first:k]
+            first, used = k, len(group.prompt) + len(response)
+    if group.responses:
+        yield first, group.responses[first:]
+
+
 @dataclass
 class Fit:
-    """What `max_length` did to the data."""
+    """What became of a file's records. `shortened` counts those kept without their prompt's oldest turns.
+
+    Not learned from: `left_out`, longer than `max_length` even so; `duplicates`, which repeat an earlier record, its
+    annotator included; `identical`, whose completions all read the same, so that there is nothing to prefer.
+    """
 
     kept: int = 0
     shortened: int = 0
     left_out: int = 0
+    duplicates: int = 0
+    identical: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, for a manifest."""
+        return asdict(self)
 
     def describe(self, what: str, max_length: int) -> str:
         """One line for the log."""
@@ -151,6 +204,10 @@ class Fit:
             text += f", {self.shortened} of them with their prompt's oldest turns dropped"
         if self.left_out:
             text += f"; {self.left_out} left out: longer than max_length {max_length} tokens even so"
+        if self.duplicates:
+            text += f"; {self.duplicates} skipped: they repeat an earlier row"
+        if self.identical:
+            text += f"; {self.identical} skipped: their completions are all the same"
         return text
 
 
@@ -163,23 +220,26 @@ def encode_response(base: Base, text: str, ended: bool = True) -> list[int]:
 def encode_rankings(base: Base, rankings: Sequence[Ranking], max_length: int) -> tuple[list[Group], Fit]:
     """Groups of rankings; the completions that nobody ranked are dropped."""
     groups, fit, max_length = [], Fit(), min(max_length, base.context_length)
-    for index, ranking in enumerate(rankings):
+    for index, ranking in _distinct(rankings, fit):
         ranked = [k for k, rank in enumerate(ranking.ranks) if rank is not None]
         place = {k: i for i, k in enumerate(ranked)}
         pairs = [c._replace(winner=place[c.winner], loser=place[c.loser]) for c in comparisons(ranking)]
-        responses = [encode_response(base, ranking.completions[k], ranking.ended[k]) for k in ranked]
-        prompt = _fit_prompt(base, ranking.prompt.messages, max_length - max(map(len, responses)), fit)
+        if not pairs:
+            fit.identical += 1
+            continue
+        responses = [array("i", encode_response(base, ranking.completions[k], ranking.ended[k])) for k in ranked]
+        prompt = _fit_prompt(base, ranking.prompt.messages, max_length - max(map(len, responses)), fit, ranking.place)
         if prompt is not None:
             groups.append(Group(prompt, responses, comparisons=pairs, weight=ranking.weight, index=index))
     return _nonempty(groups, fit, "preferences", max_length), fit
 
 
 def encode_prompts(base: Base, prompts: Sequence[Prompt], max_prompt_length: int) -> tuple[list[Group], Fit]:
-    """Groups without responses."""
+    """Groups without responses. A prompt that is given twice is sampled twice as often."""
     groups, fit = [], Fit()
     max_prompt_length = min(max_prompt_length, base.context_length)
     for index, prompt in enumerate(prompts):
-        ids = _fit_prompt(base, prompt.messages, max_prompt_length, fit)
+        ids = _fit_prompt(base, prompt.messages, max_prompt_length, fit, prompt.place)
         if ids is not None:
             groups.append(Group(ids, [], index=index))
     return _nonempty(groups, fit, "prompts", max_prompt_length), fit
@@ -190,40 +250,75 @@ def encode_demonstrations(
 ) -> tuple[list[Group], Fit]:
     """Groups whose one response is learned from where the assistant speaks."""
     groups, fit, max_length = [], Fit(), min(max_length, base.context_length)
-    for index, demonstration in enumerate(demonstrations):
-        prompt, response, targets = _encode_conversation(base, demonstration)
-        if len(prompt) + len(response) > max_length:
+    for index, demonstration in _distinct(demonstrations, fit):
+        encoded = _encode_conversation(base, demonstration, max_length)
+        if encoded is None:
             fit.left_out += 1
             continue
         fit.kept += 1
-        groups.append(Group(prompt, [response], [targets], index=index))
+        prompt, response, targets = encoded
+        groups.append(Group(array("i", prompt), [array("i", response)], [targets], index=index))
     return _nonempty(groups, fit, "demonstrations", max_length), fit
 
 
+def _distinct(records: Sequence[Record], fit: Fit) -> Iterator[tuple[int, Record]]:
+    """(index, record) of the records that do not repeat an earlier one; counts those that do."""
+    seen: set[bytes] = set()
+    for index, record in enumerate(records):
+        key = fingerprint(record)
+        if key in seen:
+            fit.duplicates += 1
+        else:
+            seen.add(key)
+            yield index, record
+
+
 def _nonempty(groups: list[Group], fit: Fit, what: str, max_length: int) -> list[Group]:
-    if not groups:
+    if not groups and fit.left_out:
         raise InputError(f"none of the {fit.left_out} {what} fits into max_length {max_length} tokens; raise it")
+    if not groups:
+        raise InputError(f"nothing is left to learn from: {fit.describe(what, max_length)}")
     return groups
 
 
-def _fit_prompt(base: Base, messages: Sequence[Message], room: int, fit: Fit) -> list[int] | None:
-    """The prompt's ids, its oldest turns (never the system message) dropped until it fits; None where it cannot."""
-    kept = list(messages)
-    ids = encode_prompt(base, kept)
-    while len(ids) > room:
-        oldest = 1 if kept[0]["role"] == "system" else 0
-        if len(kept) - oldest < 3:  # one user turn left
+def _fit_prompt(base: Base, messages: Sequence[Message], room: int, fit: Fit, place: str) -> array[int] | None:
+    """The prompt's ids, its oldest turns (never the system message) dropped until it fits; None where it cannot.
+
+    The fewest turns that have to go are found by bisection: a conversation of thousands is read a dozen times.
+    """
+    oldest = 1 if messages[0]["role"] == "system" else 0
+    most = (len(messages) - oldest - 1) // 2  # pairs of turns that may go, so that a user's turn is left
+
+    def encode(dropped: int) -> list[int]:
+        return _at(place, encode_prompt, base, [*messages[:oldest], *messages[oldest + 2 * dropped :]])
+
+    ids, dropped = encode(0), 0
+    if len(ids) > room:
+        dropped = 1 + bisect_left(range(1, most + 1), True, key=lambda count: len(encode(count)) <= room)
+        if dropped > most:
             fit.left_out += 1
             return None
-        del kept[oldest : oldest + 2]
-        ids = encode_prompt(base, kept)
+        ids = encode(dropped)
     fit.kept += 1
-    fit.shortened += len(kept) < len(messages)
-    return ids
+    fit.shortened += dropped > 0
+    return array("i", ids)
 
 
-def _encode_conversation(base: Base, demonstration: Demonstration) -> tuple[list[int], list[int], list[bool]]:
-    """(prompt, everything after it, which of that the assistant says): each turn is encoded as it would be sampled."""
+def _at(place: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call the function; what it says of the input is said of that place in the file."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise InputError(f"{place}: {error}" if place else str(error)) from None
+
+
+def _encode_conversation(
+    base: Base, demonstration: Demonstration, max_length: int
+) -> tuple[list[int], list[int], list[bool]] | None:
+    """(prompt, everything after it, which of that the assistant says): each turn is encoded as it would be sampled.
+
+    None where it is longer than `max_length`; what lies beyond is not even read.
+    """
     messages = demonstration.messages
     prompt: list[int] | None = None
     response: list[int] = []
@@ -231,7 +326,9 @@ def _encode_conversation(base: Base, demonstration: Demonstration) -> tuple[list
     for i, message in enumerate(messages):
         if message["role"] != "assistant" or i < demonstration.first_target:
             continue
-        before = encode_prompt(base, messages[:i])
+        before = _at(demonstration.place, encode_prompt, base, messages[:i])
+        if len(before) > max_length:
+            return None
         if prompt is None or before[: len(prompt) + len(response)] != prompt + response:
             prompt, response, marks = before, [], []  # the first answer, or a template that rewrites earlier turns
         else:
@@ -241,7 +338,7 @@ def _encode_conversation(base: Base, demonstration: Demonstration) -> tuple[list
         answer = encode_response(base, message["content"], ended)
         response, marks = response + answer, marks + [True] * len(answer)
     assert prompt is not None
-    return prompt, response, marks
+    return (prompt, response, marks) if len(prompt) + len(response) <= max_length else None
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:

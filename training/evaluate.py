@@ -10,7 +10,7 @@ import torch
 
 from data.formats import read_prompts, read_rankings
 from training.base import Base
-from training.batches import Group, encode_prompts, encode_rankings, packs
+from training.batches import Group, Pack, encode_prompts, encode_rankings, per_response
 from training.config import RewardConfig
 from training.generate import sample_all, score_groups, show_progress
 from training.loop import token_log_probs
@@ -34,15 +34,13 @@ def sequence_log_probs(
     base: Base, adapter: str | None, groups: Sequence[Group], temperature: float, tokens_per_forward: int = 768
 ) -> list[list[float]]:
     """log π(y|x) of every group's responses under an adapter, summed over tokens, in the groups' order."""
-    results: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
-    places = {id(group): number for number, group in enumerate(groups)}
+
+    def totals(pack: Pack) -> torch.Tensor:
+        hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+        return pack.sum_per_response(token_log_probs(base, hidden, pack.targets, temperature)[0])
+
     with base.using(adapter):
-        for pack in packs(groups, tokens_per_forward, base.device):
-            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
-            totals = pack.sum_per_response(token_log_probs(base, hidden, pack.targets, temperature)[0])
-            for (member, k), value in zip(pack.members, totals.tolist(), strict=True):
-                results[places[id(pack.groups[member])]][k] = value
-    return results
+        return per_response(groups, tokens_per_forward, base.device, totals)
 
 
 def evaluate_policy(

@@ -14,7 +14,7 @@ import torch
 from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
 from data.records import InputError, Row
 from training.base import Base
-from training.batches import Group, encode_response, packs
+from training.batches import Group, encode_response, per_response
 from training.reward import scores
 from training.reward_model import Score
 from training.rollout import Sample, decode, encode_prompt, sample, uniforms
@@ -139,13 +139,8 @@ def generate(
 @torch.no_grad()
 def score_groups(base: Base, score: Score, groups: Sequence[Group], tokens_per_forward: int = 768) -> list[list[float]]:
     """Raw scores of every group's responses, in the groups' order."""
-    results: list[list[float]] = [[0.0] * len(group.responses) for group in groups]
-    places = {id(group): number for number, group in enumerate(groups)}
     with base.using(score.adapter):
-        for pack in packs(groups, tokens_per_forward, base.device):
-            for (member, k), value in zip(pack.members, scores(base, score.head, pack).tolist(), strict=True):
-                results[places[id(pack.groups[member])]][k] = value
-    return results
+        return per_response(groups, tokens_per_forward, base.device, lambda pack: scores(base, score.head, pack))
 
 
 def score_file(base: Base, checkpoint: str, source: Path | str, output: Path | str) -> dict[str, Any]:

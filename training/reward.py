@@ -16,7 +16,7 @@ from data.formats import read_rankings
 from data.preferences import Comparison
 from training import losses
 from training.base import Base
-from training.batches import Group, Pack, encode_rankings, packs
+from training.batches import Group, Pack, encode_rankings, per_response
 from training.config import RewardConfig
 from training.loop import Tally, fit, hold_out, load_policy
 from training.reward_model import load_head, new_head
@@ -99,12 +99,16 @@ class BradleyTerry:
 
     def differences(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """(score differences of all decided comparisons, scores of all responses)."""
-        found, all_scores = [], []
-        for pack in packs(groups, self.config.tokens_per_forward, self.base.device):
-            score, pairs = scores(self.base, self.head, pack), Pairs(pack)
-            found.append((score[pairs.winner] - score[pairs.loser])[~pairs.tie].cpu())
-            all_scores.append(score.cpu())
-        return torch.cat(found), torch.cat(all_scores)
+        found = per_response(
+            groups, self.config.tokens_per_forward, self.base.device, lambda pack: scores(self.base, self.head, pack)
+        )
+        decided = [
+            values[c.winner] - values[c.loser]
+            for group, values in zip(groups, found, strict=True)
+            for c in group.comparisons
+            if not c.tie
+        ]
+        return torch.tensor(decided), torch.tensor([value for values in found for value in values])
 
     def state(self) -> dict[str, Any]:
         """Nothing to remember."""

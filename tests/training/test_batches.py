@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from data.formats import parse_demonstration, parse_prompt, parse_ranking
+from data.formats import (
+    parse_demonstration,
+    parse_prompt,
+    parse_ranking,
+    read_demonstrations,
+    read_prompts,
+    read_rankings,
+    write_rows,
+)
+from data.records import InputError
 from training.batches import (
     Group,
     batch_of_step,
@@ -13,6 +22,7 @@ from training.batches import (
     encode_response,
     pack,
     packs,
+    per_response,
 )
 from training.loop import token_log_probs
 from training.rollout import encode_prompt
@@ -71,11 +81,28 @@ def test_every_group_is_packed_once(tokens):
     assert all(p.input_ids.shape[1] <= tokens or len(p.groups) == 1 for p in found)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 9, 10_000])
+def test_long_rankings_are_scored_in_parts(base, tokens):
+    sizes = []
+
+    def last_logit(found):
+        sizes.append((found.input_ids.shape[1], len(found.members)))
+        return base.hidden(**found.inputs())[0, found.last, 0]
+
+    groups = [*GROUPS, Group([5, 6], []), Group([5, 6], [[20 + k, 2] for k in range(20)])]
+    with torch.no_grad():
+        found = per_response(groups, tokens, base.device, last_logit)
+        alone = [[float(separate(base, group, k)[1][0]) for k in range(len(group.responses))] for group in groups]
+    assert found == [pytest.approx(values, abs=1e-4) for values in alone]
+    assert all(size <= tokens or members == 1 for size, members in sizes)
+    assert sum(members for _, members in sizes) == sum(len(group.responses) for group in groups)
+
+
 def test_response_ends_at_the_end_token_unless_it_was_cut(base):
     end = base.tokenizer.eos_token_id
     row = {"prompt": "Hi", "completions": ["Hello.", "Hel"], "ranks": [1, 2], "finish_reasons": ["stop", "length"]}
     groups, _ = encode_rankings(base, [parse_ranking(row)], 200)
-    whole, cut = groups[0].responses
+    whole, cut = map(list, groups[0].responses)
     assert whole == [*base.tokenizer("Hello.")["input_ids"], end]
     assert cut == base.tokenizer("Hel")["input_ids"]
     assert whole.count(end) == 1
@@ -119,6 +146,71 @@ def test_long_prompts_lose_their_oldest_turns_and_that_is_counted(base):
     assert "Question 0" not in text
     assert (fit.kept, fit.shortened, fit.left_out) == (2, 1, 1)
     assert "1 left out" in fit.describe("prompts", 120)
+
+
+def counts(**some):
+    return {"kept": 0, "shortened": 0, "left_out": 0, "duplicates": 0, "identical": 0} | some
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_the_fewest_turns_are_dropped(base, system):
+    """Against the plain search: one more pair of turns each time, until it fits."""
+    turns = [{"role": "system", "content": "Be brief."}] if system else []
+    for i in range(9):
+        turns += [
+            {"role": "user", "content": f"Q{i} " * (i % 4)},
+            {"role": "assistant", "content": "word " * (7 * i % 5)},
+        ]
+    turns.append({"role": "user", "content": "And the last?"})
+    kept = [[*turns[:system], *turns[system + 2 * dropped :]] for dropped in range(10)]
+    lengths = [len(encode_prompt(base, messages)) for messages in kept]
+    for room in range(min(lengths) - 2, max(lengths) + 2):
+        first = next((dropped for dropped, length in enumerate(lengths) if length <= room), None)
+        if first is None:
+            with pytest.raises(InputError, match=f"none of the 1 prompts fits into max_length {room} tokens"):
+                encode_prompts(base, [parse_prompt(turns)], room)
+            continue
+        (group,), fit = encode_prompts(base, [parse_prompt(turns)], room)
+        assert list(group.prompt) == encode_prompt(base, kept[first])
+        assert fit.as_dict() == counts(kept=1, shortened=int(first > 0))
+
+
+def test_a_conversation_of_thousands_of_turns_is_read_a_dozen_times(base, monkeypatch):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * 3000
+    calls = []
+    render = base.tokenizer.apply_chat_template
+    monkeypatch.setattr(base.tokenizer, "apply_chat_template", lambda *a, **k: calls.append(1) or render(*a, **k))
+    (group,), fit = encode_prompts(base, [parse_prompt([*turns, {"role": "user", "content": "Bye"}])], 100)
+    assert len(group.prompt) <= 100
+    assert (fit.kept, fit.shortened) == (1, 1)
+    assert len(calls) <= 15
+    calls.clear()
+    with pytest.raises(InputError, match="none of the 1 demonstrations"):
+        encode_demonstrations(base, [parse_demonstration({"messages": turns})], 100)
+    assert len(calls) <= 15
+
+
+def test_responses_are_never_cut(base):
+    """Whatever does not fit is left out whole and counted; what is kept ends with its end token."""
+    rows = [{"prompt": "Hi", "chosen": "word " * n, "rejected": "No."} for n in (1, 20, 40, 80)]
+    rows += [rows[0] | {"annotator": "ann"}, rows[0], rows[0] | {"rejected": rows[0]["chosen"]}]
+    groups, fit = encode_rankings(base, [parse_ranking(row) for row in rows], 60)
+    assert fit.as_dict() == counts(kept=3, left_out=2, duplicates=1, identical=1)
+    assert [g.index for g in groups] == [0, 1, 4]
+    for group in groups:
+        texts = [base.tokenizer.decode(list(ids)) for ids in group.responses]
+        assert texts == [f"{rows[group.index]['chosen']}<|im_end|>", "No.<|im_end|>"]
+
+
+def test_mistakes_found_while_encoding_name_the_row(base, tmp_path):
+    base.tokenizer.chat_template = "{{ raise_exception('no system messages here') }}"
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"prompt": "Hi", "chosen": "a", "rejected": "b", "completion": "a"}])
+    for read, encode in [
+        (read_rankings, encode_rankings), (read_prompts, encode_prompts), (read_demonstrations, encode_demonstrations)
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=f"^{path}:1: .*no system messages here"):
+            encode(base, read(path), 100)
 
 
 def test_epochs_visit_everything_once_and_repeat_with_the_seed():
