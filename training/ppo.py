@@ -305,13 +305,13 @@ def _loss(
             "policy/ratio": float(ratio.sum()),
         }
     if config.kl_placement == "loss":
-        numbers["policy/kl_loss"] = float(kl)
+        numbers["policy/kl_loss"] = float(kl.detach())
     if models.critic:
         values = models.critic(pack, hidden)
         value = policy_gradient.ppo_value(values, old_values, returns, config.value_clip_range).sum()
         stuck = policy_gradient.value_clipped(values, old_values, returns, config.value_clip_range)
         loss = loss + config.value_coefficient * value
-        numbers |= {"val/loss": float(value), "val/clipfrac": float(stuck.sum())}
+        numbers |= {"val/loss": float(value.detach()), "val/clipfrac": float(stuck.sum())}
     return loss, numbers
 
 
