@@ -1,8 +1,8 @@
 """A preference that can be written down: what the simulated annotator of the demo likes, and how noisily.
 
-It likes plain, direct answers: ones that speak to the reader, in short sentences, made of short words, and do not
-repeat themselves. All four are rates, so a longer answer is not a better one. The weights are equal after scaling each
-feature by its spread over the answers that are ranked.
+It likes plain answers from one person to another: ones that say you and I, in short sentences, made of short words,
+that do not repeat themselves. All five are rates, so a longer answer is not a better one. The weights are equal after
+scaling each feature by its spread over the answers that are ranked.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from statistics import fmean, pstdev
 import numpy as np
 
 READER = {"you", "your", "you're", "yours", "yourself", "you'll", "you've"}
+SPEAKER = {"i", "i'm", "i'd", "i'll", "i've", "my", "me", "mine", "we", "we're", "we'll", "our", "us", "let's"}
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)|\n+")
 CLIP = 2.5
 
 
-def features(text: str) -> tuple[float, float, float, float]:
-    """Higher is more liked: the share of words that address the reader, -log words a sentence, -letters a word, and the
-    share of sequences of three words that were not said before."""
+def features(text: str) -> tuple[float, float, float, float, float]:
+    """Higher is more liked: the shares of words that address the reader and that name the speaker, -log words a
+    sentence, -letters a word, and the share of sequences of three words that were not said before."""
     words = [word.replace("’", "'").lower() for word in WORD.findall(text)]
     if not words:
-        return 0.0, -math.log(60), -8.0, 0.0
+        return 0.0, 0.0, -math.log(60), -8.0, 0.0
     sentences = max(1, sum(bool(WORD.search(part)) for part in SENTENCE_END.split(text)))
     address = sum(word in READER for word in words) / len(words)
+    speaker = sum(word in SPEAKER for word in words) / len(words)
     triples = list(zip(words, words[1:], words[2:], strict=False))
     fresh = len(set(triples)) / len(triples) if triples else 1.0
-    return address, -math.log(len(words) / sentences), -fmean(map(len, words)), fresh
+    return address, speaker, -math.log(len(words) / sentences), -fmean(map(len, words)), fresh
 
 
 class TrueReward:
