@@ -1,0 +1,73 @@
+"""A policy whose every answer can be listed, so that what is optimal is known: π* ∝ π_ref · exp(r / β)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.base import Base
+from training.batches import Group
+from training.evaluate import sequence_log_probs
+
+SPECIALS = ["<pad>", "<end>"]
+WORDS = ["yes", "no", "one", "two"]
+
+
+def make_enumerable_model(folder: Path, seed: int = 0) -> Path:
+    """Write a random model that knows four words, an end and a pad; a prompt is its own words and nothing else."""
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIALS + WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def all_answers(base: Base, longest: int) -> list[list[int]]:
+    """Token ids of every answer of at most `longest` tokens: it ends with the end token or is cut there."""
+    (end,) = base.stop_ids
+    others = [token for token in range(len(base.tokenizer)) if token != end]
+    found: list[list[int]] = []
+    begun: list[list[int]] = [[]]
+    for _ in range(longest):
+        found += [[*start, end] for start in begun]
+        begun = [[*start, token] for start in begun for token in others]
+    return found + begun
+
+
+def log_policy(base: Base, adapter: str | None, prompt: Sequence[int], answers: Sequence[list[int]]) -> Tensor:
+    """log π(y|x) (S,) of the listed answers, from one packed forward, in float64."""
+    (found,) = sequence_log_probs(base, adapter, [Group(list(prompt), list(answers))], temperature=1.0)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def optimal_policy(log_reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    """log π* (S,) of π* ∝ π_ref · exp(r / β) over the listed answers; arXiv:2305.18290, eq. 4."""
+    return torch.log_softmax(log_reference + rewards / beta, dim=0)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> float:
+    """KL(p ‖ q) in nats over the listed answers (S,), each distribution brought to sum 1 over them."""
+    log_p, log_q = torch.log_softmax(log_p, dim=0), torch.log_softmax(log_q, dim=0)
+    return float((log_p.exp() * (log_p - log_q)).sum())
