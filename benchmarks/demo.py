@@ -190,7 +190,7 @@ def compare(
     """Sample every policy on the held-out prompts; returns name -> measure -> one mean a prompt."""
     from training.batches import Group
     from training.evaluate import sequence_log_probs
-    from training.generate import sample_all, score_groups, show_progress
+    from training.generate import sample_all, show_progress
     from training.models import load_base, set_threads
     from training.reward_model import Score
     from training.rollout import decode, encode_prompt
@@ -220,7 +220,7 @@ def compare(
             row[name] = some
         results[name] = {
             "true reward": np.array([np.mean([reward(text) for text in some]) for some in said]),
-            "reward model": (np.array(score_groups(base, score, groups)).mean(1) - score.mean) / score.std,
+            "reward model": (np.array(score.score(groups)).mean(1) - score.mean) / score.std,
             "KL": (np.array(ours) - np.array(plain)).mean(1),
             "length": np.array([np.mean([len(s.ids) for s in found]) for found in samples]),
         }

@@ -11,13 +11,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.records import InputError
 from training.config import DEFAULT_MODEL, METHODS, Knob, from_dict, knobs
 
+if TYPE_CHECKING:
+    from training.reward_model import RewardModel
+
 RANGES = (
     ("num_completions", 1, 1000),
+    ("best_of", 1, 1000),
     ("max_new_tokens", 1, 2**20),
     ("temperature", 0, 100),
     ("top_p", 1e-6, 1),
@@ -27,6 +31,8 @@ RANGES = (
     ("num_threads", 0, 4096),
 )
 """What the flags of generate, score and evaluate may hold."""
+
+REWARD_MODELS = "a checkpoint, or a folder or hub name of a sequence classifier with one label"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,15 +71,19 @@ def parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("score", help="Score completions with a reward model")
     _add_common(sub)
-    sub.add_argument("--checkpoint", required=True, help="Reward model checkpoint.")
+    sub.add_argument("--checkpoint", required=True, help=f"A reward model: {REWARD_MODELS}.")
     sub.add_argument("--data", required=True, help="Rows with completion, completions, or chosen and rejected.")
     sub.add_argument("--output", required=True, help="File to write; the rows with score or scores added.")
 
     sub = commands.add_parser("evaluate", help="Judge a reward model on preferences, or a policy on prompts")
     _add_common(sub)
-    sub.add_argument("--checkpoint", help="Checkpoint; without it the base policy.")
+    sub.add_argument("--checkpoint", help=f"A policy, or a reward model: {REWARD_MODELS}; without it the base policy.")
     sub.add_argument("--data", required=True, help="Preferences for a reward model, prompts for a policy.")
-    sub.add_argument("--reward-model", help="Reward model that scores the policy's samples.")
+    sub.add_argument("--reward-model", help=f"What scores the policy's samples: {REWARD_MODELS}.")
+    sub.add_argument(
+        "--best-of", type=int, default=1,
+        help="Samples per prompt; also the score of the best of 2, 4, ... of them, and the KL that choosing implies.",
+    )  # fmt: skip
     sub.add_argument("--max-length", type=int, default=1024, help="Longest prompt plus completion (default 1024).")
     sub.add_argument("--max-new-tokens", type=int, default=128, help="Longest sampled answer (default 128).")
 
@@ -163,11 +173,16 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{given.output}: is a folder; name a file to write")
     if command == "generate" and given.server_model and (given.checkpoint or not given.server_url):
         raise InputError("--server-model goes with --server-url, and without --checkpoint")
+    if command == "evaluate" and given.best_of > 1 and not given.reward_model:
+        raise InputError("--best-of needs --reward-model, which says what is best")
     _quiet()
     from training.models import load_base, set_threads
+    from training.reward_model import Classifier, Score, is_checkpoint
     from training.run import read_manifest
 
     set_threads(given.num_threads)
+    if command in ("score", "evaluate") and given.checkpoint and not is_checkpoint(given.checkpoint):
+        return _judge(command, Classifier(given.checkpoint, given.dtype, given.device), given)
     manifest = read_manifest(given.checkpoint) if given.checkpoint else None
     name = given.base_model or (manifest["base_model"]["name"] if manifest else DEFAULT_MODEL)
     base = load_base(name, given.dtype, given.device)
@@ -190,21 +205,28 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
                 return run(given.server_model or server.only_model(), server)
             with server.adapter(given.checkpoint) as name:
                 return run(name, server)
-    if command == "score":
-        from training.generate import score_file
-
-        return score_file(base, given.checkpoint, given.data, given.output)
+    if command == "score" or (command == "evaluate" and manifest and manifest["kind"] == "reward"):
+        return _judge(command, Score(base, given.checkpoint), given)
     if command == "merge":
         from training.merge import merge
 
         return merge(base, given.checkpoint, given.output)
-    from training.evaluate import evaluate_policy_file, evaluate_reward
+    from training.evaluate import evaluate_policy_file
 
-    if manifest and manifest["kind"] == "reward":
-        return evaluate_reward(base, given.checkpoint, given.data, given.max_length)
     return evaluate_policy_file(
-        base, given.checkpoint, given.data, given.reward_model, given.max_new_tokens, given.seed
+        base, given.checkpoint, given.data, given.reward_model, given.max_new_tokens, given.seed, given.best_of
     )
+
+
+def _judge(command: str, model: RewardModel, given: argparse.Namespace) -> dict[str, Any]:
+    """What a reward model is asked for: scores of a file's completions, or how well it agrees with people."""
+    if command == "score":
+        from training.generate import score_file
+
+        return score_file(model, given.data, given.output)
+    from training.evaluate import evaluate_reward, trained_with
+
+    return evaluate_reward(model, given.data, given.max_length, trained_with(given.checkpoint))
 
 
 def _quiet() -> None:

@@ -207,6 +207,7 @@ class Base:
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
     """The tokenizer's end token and those of the generation config, which may be one or a list."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    generation = getattr(model, "generation_config", None)  # which classifiers lack
+    configured = generation.eos_token_id if generation else None
     listed = configured if isinstance(configured, list) else [configured]
     return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}

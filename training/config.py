@@ -153,30 +153,56 @@ class SFTConfig(TrainingConfig):
 
 @dataclass
 class RewardConfig(TrainingConfig):
-    """Reward model: one score at the last token, fitted to preferences by the Bradley-Terry loss."""
+    """Reward model: one score at the last token, fitted to preferences by the likelihood of pairs or whole rankings."""
 
     learning_rate: float = knob(
         1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
     )
+    loss: str = knob(
+        "bradley-terry",
+        "What the scores explain: who wins each pair of a ranking (bradley-terry), or the whole order, best answer "
+        "first (plackett-luce). For pairs they are the same.",
+        section="Reward model",
+        choices=("bradley-terry", "plackett-luce"),
+    )
     ties: str = knob(
         "half",
-        "What a tie teaches: half a win each way (half), scores within a threshold (rao-kupper), or nothing (ignore).",
+        "What a tie teaches: half a win each way (half), scores within a threshold (rao-kupper), a tie as an outcome "
+        "that is likeliest between equals (davidson), or nothing (ignore).",
         section="Reward model",
-        choices=("half", "rao-kupper", "ignore"),
+        choices=("half", "rao-kupper", "davidson", "ignore"),
         common=True,
     )
     tie_threshold: float = knob(
-        0.5, "Rao-Kupper's τ: score differences within ±τ are mostly ties.", section="Reward model", minimum=1e-3
-    )
+        0.5, "Rao-Kupper's τ: score differences within ±τ are mostly ties.", section="Reward model",
+        minimum=1e-3, maximum=20,
+    )  # fmt: skip
+    tie_prevalence: float = knob(
+        1.0, "Davidson's ν: two equal answers tie with probability ν / (ν + 2).", section="Reward model",
+        minimum=1e-3, maximum=1e3,
+    )  # fmt: skip
     use_margin: bool = knob(
         False, "Ask for a score difference of at least the stated strength of preference.", section="Reward model"
     )
+    label_smoothing: float = knob(
+        0.0, "Assumed share of comparisons that are labelled the wrong way round.", section="Reward model",
+        minimum=0, maximum=0.49,
+    )  # fmt: skip
     center_coefficient: float = knob(
         0.0,
         "Weight of the squared sum of a pair's scores, which keeps scores around 0.",
         section="Reward model",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss == "plackett-luce":
+            if self.ties not in ("half", "ignore"):
+                raise InputError(f"ties {self.ties} is a model of pairs; with plackett-luce choose half or ignore")
+            if self.use_margin or self.label_smoothing:
+                name = "use_margin" if self.use_margin else "label_smoothing"
+                raise InputError(f"{name} is for pairs; leave it out with plackett-luce, or choose bradley-terry")
 
 
 @dataclass
@@ -206,7 +232,11 @@ class DPOConfig(TrainingConfig):
 class PPOConfig(TrainingConfig):
     """Proximal policy optimisation: raise the expected reward of samples, staying near the reference."""
 
-    reward_model: str | None = knob(None, "Checkpoint of a reward model.", section="Files")
+    reward_model: str | None = knob(
+        None,
+        "What rewards: a reward model's checkpoint, or a folder or hub name of any sequence classifier with one label.",
+        section="Files",
+    )
     reward_function: str | None = knob(
         None,
         "Instead of a reward model: module:function(prompts, completions) that returns one number each. With a third "

@@ -54,7 +54,7 @@ class DirectPreference:
         """Sum over the pack's rankings of the weighted mean over their comparisons."""
         log_probs, reference = self.log_probs(pack), self.reference_log_probs(pack)
         log_ratio = log_probs - reference
-        pairs = Pairs(pack, ties=False)
+        pairs = Pairs(pack.groups, ties=False, device=log_ratio.device)
         difference = log_ratio[pairs.winner] - log_ratio[pairs.loser]
         loss = losses.dpo(difference, self.config.beta, self.config.label_smoothing)
         with torch.no_grad():

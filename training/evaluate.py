@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,58 @@ import torch
 from data.formats import read_prompts, read_rankings
 from training.base import Base
 from training.batches import Group, Pack, encode_prompts, encode_rankings, per_response
-from training.config import RewardConfig
-from training.generate import sample_all, score_groups, show_progress
+from training.config import RewardConfig, from_dict, knobs
+from training.generate import sample_all, show_progress
 from training.loop import token_log_probs
-from training.reward import BradleyTerry, reward_metrics
-from training.reward_model import Score
+from training.reward import reward_metrics
+from training.reward_model import RewardModel, in_words_of, is_checkpoint, load_reward_model
 from training.rollout import Sample
+from training.run import read_manifest
 
 
-def evaluate_reward(base: Base, checkpoint: Path | str, data: Path | str, max_length: int) -> dict[str, Any]:
-    """`accuracy`, `nll` (nats), `ece`, `margin` and `n` on the decided comparisons of a file."""
-    groups, fit = encode_rankings(base, read_rankings(data), max_length)
-    score = Score(base, checkpoint)
-    objective = BradleyTerry(base, score.head, RewardConfig())
-    with torch.no_grad(), base.using(score.adapter):
-        difference, _ = objective.differences(groups)
-    return reward_metrics(difference) | {"left_out": fit.left_out}
+def evaluate_reward(
+    model: RewardModel, data: Path | str, max_length: int, config: RewardConfig | None = None
+) -> dict[str, Any]:
+    """`accuracy`, `nll` (nats), `ece`, `margin`, `n` and the rest of `reward_metrics` on the rankings of a file."""
+    groups, fit = encode_rankings(model.reader, read_rankings(data), max_length)
+    return reward_metrics(groups, model.score(groups), config) | {"left_out": fit.left_out}
+
+
+def trained_with(checkpoint: Path | str) -> RewardConfig:
+    """How a reward model was trained: its `loss` is judged by its own likelihood. The defaults where nobody says."""
+    if not is_checkpoint(checkpoint):
+        return RewardConfig()
+    stated, known = read_manifest(checkpoint)["config"], {knob.name for knob in knobs(RewardConfig)}
+    return from_dict(RewardConfig, {name: value for name, value in stated.items() if name in known})
+
+
+def best_of(scores: Sequence[float], n: int) -> float:
+    """Expected score of the best of n draws, from N ≥ n samples, unbiased: the mean of the maximum over all subsets.
+
+    The i-th smallest is the best of C(i-1, n-1) of the C(N, n) subsets (arXiv:2112.09332, appendix I).
+    """
+    ordered = sorted(scores)
+    return sum(value * math.comb(i, n - 1) for i, value in enumerate(ordered)) / math.comb(len(ordered), n)
+
+
+def best_of_kl(n: int) -> float:
+    """KL(best-of-n ‖ policy) in nats: log n - (n-1)/n, arXiv:2009.01325, appendix G.3; an upper bound where samples of
+    one prompt can coincide (arXiv:2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_metrics(scores: Sequence[Sequence[float]], most: int) -> dict[str, float]:
+    """Mean over prompts of the best score of n, and the KL that implies, for n = 1, 2, 4, ... and `most`."""
+    sizes = [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
+    return {
+        name: value
+        for n in sizes
+        for name, value in (
+            (f"best-of-{n}/score", sum(best_of(found, n) for found in scores) / len(scores)),
+            (f"best-of-{n}/kl", best_of_kl(n)),
+        )
+    }
 
 
 @torch.no_grad()
@@ -48,7 +85,7 @@ def evaluate_policy(
     adapter: str | None,
     prompts: Sequence[Group],
     *,
-    score: Score | None = None,
+    score: Callable[[Sequence[Group]], list[list[float]]] | None = None,
     num_completions: int = 1,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -57,13 +94,13 @@ def evaluate_policy(
     """Sample from a policy and measure it. Returns (metrics, samples, raw scores).
 
     `objective/kl`: KL(π ‖ base) in nats a response, the mean over samples of log π - log π_base at the sampling
-    temperature; `length` in tokens; `score` where a reward model is given.
+    temperature; `length` in tokens; `score` where scores of sampled groups are asked for.
     """
     samples = sample_all(
         base, [group.prompt for group in prompts], adapter=adapter, num_completions=num_completions,
         max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, on_batch=show_progress("prompts sampled"),
     )  # fmt: skip
-    groups = [Group(g.prompt, [s.ids for s in found]) for g, found in zip(prompts, samples, strict=True)]
+    groups = [Group(g.prompt, [s.ids for s in found], index=g.index) for g, found in zip(prompts, samples, strict=True)]
     flat = [s for found in samples for s in found]
     metrics = {
         "n": float(len(flat)),
@@ -74,23 +111,35 @@ def evaluate_policy(
     reference = sequence_log_probs(base, None, groups, temperature)
     pairs = [(a, b) for x, y in zip(ours, reference, strict=True) for a, b in zip(x, y, strict=True)]
     metrics["objective/kl"] = sum(a - b for a, b in pairs) / len(pairs)
-    found_scores = score_groups(base, score, groups) if score else []
+    found_scores = score(groups) if score else []
     if score:
         metrics["score"] = sum(map(sum, found_scores)) / len(flat)
     return metrics, samples, found_scores
 
 
 def evaluate_policy_file(
-    base: Base, checkpoint: str | None, data: Path | str, reward_model: str | None, max_new_tokens: int, seed: int
+    base: Base,
+    checkpoint: str | None,
+    data: Path | str,
+    reward_model: str | None,
+    max_new_tokens: int,
+    seed: int,
+    num_completions: int = 1,
 ) -> dict[str, Any]:
-    """`evaluate_policy` on the prompts of a file."""
-    groups, fit = encode_prompts(base, read_prompts(data), base.context_length - max_new_tokens)
-    metrics, _, _ = evaluate_policy(
+    """`evaluate_policy` on the prompts of a file; with a reward model also best-of-n from the same samples."""
+    prompts = read_prompts(data)
+    groups, fit = encode_prompts(base, prompts, base.context_length - max_new_tokens)
+    model = load_reward_model(base, reward_model) if reward_model else None
+    conversations = [prompt.messages for prompt in prompts]
+    metrics, _, found = evaluate_policy(
         base,
         base.attach(checkpoint) if checkpoint else None,
         groups,
-        score=Score(base, reward_model) if reward_model else None,
+        score=(lambda sampled: model.score(in_words_of(model, base, sampled, conversations))) if model else None,
+        num_completions=num_completions,
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    if found and num_completions > 1:
+        metrics |= best_of_metrics(found, num_completions)
     return metrics | {"left_out": fit.left_out}

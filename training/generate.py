@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
 from data.records import InputError, Row
 from training.base import Base
-from training.batches import Group, encode_response, per_response
-from training.reward import scores
-from training.reward_model import Score
+from training.batches import Group, encode_response
+from training.reward_model import RewardModel
 from training.rollout import Sample, decode, encode_prompt, sample, uniforms
 from training.server import Server
 
@@ -136,26 +134,19 @@ def generate(
     return {"output": str(output), "prompts": len(rows), "completions": len(rows) * num_completions}
 
 
-@torch.no_grad()
-def score_groups(base: Base, score: Score, groups: Sequence[Group], tokens_per_forward: int = 768) -> list[list[float]]:
-    """Raw scores of every group's responses, in the groups' order."""
-    with base.using(score.adapter):
-        return per_response(groups, tokens_per_forward, base.device, lambda pack: scores(base, score.head, pack))
-
-
-def score_file(base: Base, checkpoint: str, source: Path | str, output: Path | str) -> dict[str, Any]:
+def score_file(model: RewardModel, source: Path | str, output: Path | str) -> dict[str, Any]:
     """Add `score` (one completion) or `scores` ([chosen, rejected], or one each for completions) to every row."""
     rows: list[Row] = []
     groups: list[Group] = []
     for place, row in read_rows(source):
         try:
-            groups.append(_to_score(base, row))
+            groups.append(_to_score(model.reader, row))
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         rows.append(row)
     if not rows:
         raise InputError(f"{source}: holds no rows")
-    found = score_groups(base, Score(base, checkpoint), groups)
+    found = model.score(groups)
     for row, values in zip(rows, found, strict=True):
         row.update({"score": values[0]} if "completion" in row and "completions" not in row else {"scores": values})
     write_rows(output, rows)

@@ -1,8 +1,9 @@
-"""The mathematics of preferences: pure functions of tensors. Shapes: C comparisons."""
+"""The mathematics of preferences: pure functions of tensors. Shapes: C comparisons, M completions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,37 @@ def rao_kupper_win(difference: Tensor, tau: float) -> Tensor:
 def rao_kupper_tie(difference: Tensor, tau: float) -> Tensor:
     """-log P(tie) = -log[(e^{2τ} - 1) σ(d - τ) σ(-d - τ)]. Rao & Kupper 1967; the three outcomes sum to 1."""
     return -(math.log(math.expm1(2 * tau)) + logsigmoid(difference - tau) + logsigmoid(-difference - tau))
+
+
+def davidson_win(difference: Tensor, nu: float) -> Tensor:
+    """-log P(i ≻ j) = -log[e^{d/2} / (ν + e^{d/2} + e^{-d/2})]. Davidson 1970; ν → 0 is Bradley-Terry."""
+    return _davidson_total(difference, nu) - difference / 2
+
+
+def davidson_tie(difference: Tensor, nu: float) -> Tensor:
+    """-log P(tie) = -log[ν / (ν + e^{d/2} + e^{-d/2})]. Davidson 1970; the three outcomes sum to 1."""
+    return _davidson_total(difference, nu) - math.log(nu)
+
+
+def _davidson_total(difference: Tensor, nu: float) -> Tensor:
+    half = difference / 2
+    return torch.stack([torch.full_like(half, math.log(nu)), half, -half]).logsumexp(0)
+
+
+def smoothed(loss: Callable[[Tensor], Tensor], difference: Tensor, label_smoothing: float) -> Tensor:
+    """(1 - ε) loss(d) + ε loss(-d): the expected loss where a share ε of the labels is the wrong way round."""
+    if not label_smoothing:
+        return loss(difference)
+    return (1 - label_smoothing) * loss(difference) + label_smoothing * loss(-difference)
+
+
+def plackett_luce(score: Tensor, alternatives: Tensor) -> Tensor:
+    """-log P(i is chosen from its alternatives) = log Σ_{j ∈ A_i} e^{r_j} - r_i, for each of the completions.
+
+    `score` (M,); `alternatives` (M, M), True at [i, j] where j ∈ A_i; i belongs to A_i. With A_i the completions
+    ranked i or lower, the sum over i is the negative log-likelihood of the ranking: Luce 1959, Plackett 1975.
+    """
+    return score.masked_fill(~alternatives, -torch.inf).logsumexp(-1) - score
 
 
 def dpo(difference: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from data.records import InputError
 from training import processes
@@ -45,6 +53,40 @@ def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "aut
     return base
 
 
+def load_classifier(name: str, dtype: str = "auto", device: str = "auto") -> Base:
+    """Load a sequence classifier with ONE label and its tokenizer by hub name or folder, as a base without adapters.
+
+    Raises InputError where it is not to be had, has another number of labels, no trained head, or no end token.
+    """
+    what = f"reward model {name!r}"
+    if (Path(name) / "adapter_config.json").exists():
+        raise InputError(f"{what} is an adapter without a manifest.json; merge it into a full model first")
+    folder, where = _folder(name, what), _device(device)
+    try:
+        labels = AutoConfig.from_pretrained(folder).num_labels
+        if labels != 1:
+            raise InputError(f"{what} has {labels} labels; a reward model is a sequence classifier with one")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=_dtype(dtype, where), output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if loading["missing_keys"]:
+        raise InputError(f"{what} has no trained head (it lacks {', '.join(sorted(loading['missing_keys'])[:3])})")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{what}: its tokenizer has no end token, at which the score would be read")
+    _declare_pad(tokenizer, model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):  # in bf16 a score around 2 would come in steps of 0.016
+        head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return Base(name, folder, model.to(where).eval(), tokenizer)
+
+
 @torch.no_grad()
 def _check_layout(base: Base) -> None:
     """Whether packing two responses after one prompt computes what separate forwards do, on this kind of model."""
@@ -79,13 +121,15 @@ def _resolve(name: str) -> str:
         if not folder.exists():
             unpack_gguf(source, folder)
         return str(folder)
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"base model {name!r}: no such folder, and not a hub name (owner/model)")
-    return name if Path(name).is_dir() else _download(name)
+    return _folder(name, f"base model {name!r}")
 
 
-def _download(name: str) -> str:
-    """The folder of a hub model's snapshot, so that its weights can be hashed."""
+def _folder(name: str, what: str) -> str:
+    """A model's folder; of a hub model its snapshot, so that its weights can be hashed."""
+    if Path(name).is_dir():
+        return name
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{what}: no such folder, and not a hub name (owner/model)")
     texts = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
         folder = snapshot_download(name, allow_patterns=[*texts, "*.safetensors"])
@@ -93,7 +137,7 @@ def _download(name: str) -> str:
             folder = snapshot_download(name, allow_patterns=[*texts, "*.bin"])
     except Exception as error:  # whatever a network or a hub can do wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"base model {name!r} cannot be had from the hub: {reason}") from None
+        raise InputError(f"{what} cannot be had from the hub: {reason}") from None
     return folder
 
 
@@ -132,7 +176,7 @@ def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
             raise InputError("the tokenizer has no special token that could serve as padding; set its pad_token")
         tokenizer.pad_token = chosen
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config:
+    if getattr(model, "generation_config", None):  # which classifiers lack
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 

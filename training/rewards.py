@@ -13,10 +13,9 @@ from torch import Tensor
 
 from data.records import InputError, Prompt
 from training.base import Base
-from training.batches import Group, packs
+from training.batches import Group
 from training.config import PPOConfig
-from training.reward import scores
-from training.reward_model import Score
+from training.reward_model import in_words_of, load_reward_model
 from training.rollout import decode
 
 
@@ -40,15 +39,15 @@ def load_reward(base: Base, config: PPOConfig) -> Reward:
 
 def _by_model(base: Base, config: PPOConfig) -> Reward:
     assert config.reward_model is not None
-    model = Score(base, config.reward_model)
+    model = load_reward_model(base, config.reward_model)
 
     def score(groups: Sequence[Group], records: Sequence[Prompt]) -> list[list[Tensor]]:
-        found: dict[int, list[Tensor]] = {}
-        with base.using(model.adapter), torch.no_grad():
-            for pack in packs(groups, config.tokens_per_forward, base.device):
-                values = iter(scores(base, model.head, pack).tolist())
-                found |= {id(g): [_at_end(next(values), ids) for ids in g.responses] for g in pack.groups}
-        return [found[id(group)] for group in groups]
+        read = in_words_of(model, base, groups, [record.messages for record in records])
+        found = model.score(read, config.tokens_per_forward)
+        return [
+            [_at_end(value, ids) for value, ids in zip(values, group.responses, strict=True)]
+            for values, group in zip(found, groups, strict=True)
+        ]
 
     return Reward(score, model.mean, model.std)
 

@@ -239,7 +239,7 @@ def test_control_tokens_that_people_write_are_text(base):
 def test_micro_batches_change_nothing(base, method):
     from training.config import METHODS
     from training.dpo import DirectPreference
-    from training.reward import BradleyTerry
+    from training.reward import PreferenceLikelihood
     from training.reward_model import new_head
     from training.sft import Imitation
 
@@ -250,7 +250,7 @@ def test_micro_batches_change_nothing(base, method):
         torch.nn.init.normal_(parameter, std=0.1)
     base.set_trainable("policy")
     objective = {
-        "reward": lambda: BradleyTerry(base, new_head(base.hidden_size, 0), config),
+        "reward": lambda: PreferenceLikelihood(base, new_head(base.hidden_size, 0), config),
         "dpo": lambda: DirectPreference(base, config, None),
         "sft": lambda: Imitation(base, config),
     }[method]()

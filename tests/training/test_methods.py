@@ -235,7 +235,7 @@ def test_mistakes_are_one_line_and_exit_nonzero(command, arguments, tmp_path):
         (["dpo", "--data", "bad.jsonl"], "--output"),
         (["dpo", "--data", "bad.jsonl", "--output", "o", "--beta", "-1"], "beta must be at least"),
         (["ppo", "--data", "bad.jsonl", "--output", "o", "--max-steps", "1.5"], "whole number"),
-        (["score", "--checkpoint", "absent", "--data", "bad.jsonl", "--output", "s.jsonl"], "no manifest"),
+        (["score", "--checkpoint", "absent", "--data", "bad.jsonl", "--output", "s.jsonl"], "no such folder"),
         (arguments("reward", "o", "--max-length", 16), "raise it"),
         (arguments("ppo", "o", "--reward-function", "nothing:here"), "nothing:here"),
         (
