@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from data.formats import read_prompts, write_rows
 from data.records import InputError
+from tests import toy as enumerable
 from tests.tiny import make_toy_model
 from training import advantages, ppo, reward
 from training.advantages import Control, Episode, Rollout
@@ -22,6 +23,7 @@ from training.critic import load_critic
 from training.models import load_base
 from training.reward_model import Score
 from training.rewards import load_reward
+from training.rollout import decode, encode_prompt
 from training.run import checkpoints, read_metrics
 
 FUNCTIONS = """
@@ -37,6 +39,11 @@ def too_few(prompts, completions):
 
 def not_a_number(prompts, completions):
     return [float("nan") for _ in completions]
+
+WORTH = {"yes": 1.0, "no": -0.5, "one": 0.4}
+
+def worth(prompts, completions):
+    return [sum(WORTH.get(word, 0.0) for word in text.split()) for text in completions]
 
 def one_short(prompts, completions):
     return [1.0 for _ in completions[1:]]
@@ -342,3 +349,36 @@ def test_samples_are_written_at_their_interval_and_held_out_prompts_judged(toy):
     rows = read_metrics(toy.folder / "run")
     assert [row["step"] for row in rows if "eval/score" in row] == [0, 4, 5]
     assert rows[0]["eval/kl"] == pytest.approx(0, abs=1e-6)
+
+
+# -- the optimum -------------------------------------------------------------------------------------------------------
+
+RLOO = {"advantage": "baseline", "baseline": "leave-one-out"}
+
+
+@pytest.mark.parametrize(
+    ("beta", "apart", "setting"), [(0.3, 1.0, {}), (0.5, 0.3, {}), (1.0, 0.05, {}), (0.5, 0.3, RLOO)]
+)
+def test_the_policy_ends_at_the_known_optimum(toy, beta, apart, setting):
+    """π* ∝ π_ref exp(r / β) over the 31 answers of at most two tokens; no entropy bonus, no whitening."""
+    model = enumerable.make_enumerable_model(toy.folder / "model")
+    write_rows(toy.folder / "prompts.jsonl", [{"prompt": "one two"}])
+    result = toy.run(
+        base_model=str(model), reward_function="toy_rewards:worth", beta=beta, max_new_tokens=2, batch_size=128,
+        samples_per_prompt=128, minibatches=1, max_steps=80, learning_rate=4e-3, value_learning_rate=1e-2, lora_rank=16,
+        whiten_advantages=False, lam=1.0, max_grad_norm=0.0, save_every=80, tokens_per_forward=1024, **setting,
+    )  # fmt: skip
+    base = load_base(str(model), "fp32", "cpu")
+    prompt = encode_prompt(base, [{"role": "user", "content": "one two"}])
+    answers = enumerable.all_answers(base, 2)
+    import toy_rewards  # the module that the run was given
+
+    rewards = torch.tensor(toy_rewards.worth([], [decode(base, a) for a in answers]), dtype=torch.float64)
+    reference = enumerable.log_policy(base, None, prompt, answers)
+    policy = enumerable.log_policy(base, base.attach(result["checkpoint"]), prompt, answers)
+    assert float(policy.exp().sum()) == pytest.approx(1, abs=1e-5), "these are all the answers there are"
+    optimum = enumerable.optimal_policy(reference, rewards, beta)
+    before, after = enumerable.kl(reference, optimum), enumerable.kl(policy, optimum)
+    print(f"beta {beta}: KL to the optimum {before:.4f} before, {after:.5f} after")
+    assert before > apart
+    assert after < 0.01
