@@ -16,6 +16,10 @@ from training.run import checkpoints, read_metrics, read_status
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
           "--dynamo_backend=no", "--main_process_port=0", "-m", "training"]  # fmt: skip
 METHODS = ["sft", "reward", "dpo", "ppo"]
+RICH_PPO = ["--value-model", "adapter", "--value-warmup", 1, "--normalise-rewards", "running", "--kl-target", 0.2,
+            "--kl-horizon", 20, "--kl-placement", "loss", "--kl-estimator", "k3", "--entropy-coefficient", 0.01,
+            "--stop-kl", 0.01, "--missing-eos-penalty", 0.1, "--batch-size", 10, "--samples-per-prompt", 2]  # fmt: skip
+"""Everything in PPO that looks at more than one process's share."""
 UNEQUAL = {"time", "tokens"}
 """What one process and two need not share: the clock, and means over forwards, of which two processes make more."""
 
@@ -82,9 +86,9 @@ def assert_same(one, two):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_give_the_numbers_of_one(method, command, launch, arguments, tmp_path):
-    steps = ("--max-steps", 5, "--tokens-per-forward", 100, "--validation-fraction", 0.2)
+@pytest.mark.parametrize(("method", "more"), [*((method, []) for method in METHODS), ("ppo", RICH_PPO)])
+def test_two_processes_give_the_numbers_of_one(method, more, command, launch, arguments, tmp_path):
+    steps = ("--max-steps", 5, "--tokens-per-forward", 100, "--validation-fraction", 0.2, *more)
     two = launch(*arguments(method, "two", *steps))
     command(*arguments(method, "one", *steps))
     finished(two, tmp_path)
