@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data.records import InputError
 from training.base import Base
 from training.batches import Pack
 from training.config import PPOConfig
-from training.reward_model import Score
+from training.reward_model import Score, is_checkpoint
 
 ADAPTER = "critic"
 """The adapter's name on the base, and its folder in a checkpoint."""
@@ -61,6 +62,11 @@ def load_critic(base: Base, config: PPOConfig, resumed: Path | None) -> Critic |
             base.load_adapter(ADAPTER, Path(parent) / ADAPTER)
     elif own and config.value_start == "reward-model":
         assert config.reward_model is not None
+        if not is_checkpoint(config.reward_model):
+            raise InputError(
+                f"value_start reward-model copies an adapter of this base, and {config.reward_model} is a model of its "
+                "own; use value_start zero"
+            )
         model = Score(base, config.reward_model)
         mean, std = (0.0, 1.0) if config.normalise_rewards == "none" else (model.mean, model.std)
         head.weight.data.copy_(model.head.weight.cpu() / std)

@@ -325,6 +325,11 @@ def test_a_critic_starts_as_the_reward_model_or_the_parents(toy, toy_model):
     torch.testing.assert_close(value, (score - model.mean) / model.std)
     assert float((score[0] - score[1]).abs()) > 1e-3, "the head says something"
 
+    elsewhere = toy.config("x", reward_function=None, reward_model=str(toy_model), value_model="adapter",
+                           value_start="reward-model")  # fmt: skip
+    with pytest.raises(InputError, match="value_start zero"):
+        load_critic(load_base(str(toy_model), "fp32", "cpu"), elsewhere, None)
+
     done = ppo.train(config)
     child = toy.config("child", from_checkpoint=done["checkpoint"], value_model="adapter")
     parent = load_file(f"{done['checkpoint']}/value_head.safetensors")
