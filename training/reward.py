@@ -80,7 +80,7 @@ def choice_losses(score: Tensor, pairs: Pairs, owner: Tensor, weight: Tensor) ->
     alternatives[pairs.winner, pairs.loser] = True
     alternatives[pairs.loser[pairs.tie], pairs.winner[pairs.tie]] = True
     chooses = alternatives.sum(1) > 1
-    choices = torch.bincount(owner, weights=chooses, minlength=len(weight)).clamp(min=1)
+    choices = torch.zeros_like(weight).index_add(0, owner, chooses.to(weight.dtype)).clamp(min=1)
     return losses.plackett_luce(score, alternatives) * chooses * (weight / choices)[owner]
 
 
