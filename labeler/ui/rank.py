@@ -45,44 +45,38 @@ def build(workspace: Workspace) -> None:
             log.exception("the Rank tab failed")
             return {"error": "Something went wrong in the app; its log says what. What you entered is still here."}
 
+    def change(request: gr.Request, act: Callable[[User], object]) -> View:
+        """Do it, then answer with the next task."""
+
+        def changed(user: User) -> View:
+            act(user)
+            return next_view(workspace, user)
+
+        return answer(request, changed)
+
     def rank_next(_: Any, request: gr.Request) -> View:
         """The task this annotator has open, or the next one."""
         return answer(request, lambda user: next_view(workspace, user))
 
     def rank_submit(data: Any, request: gr.Request) -> View:
-        """Store a ranking or a skip, then answer with the next task."""
+        """Store a ranking or a skip."""
+        return change(request, lambda user: rankings.record_event(workspace.store, user, read_event(data)))
 
-        def act(user: User) -> View:
-            rankings.record_event(workspace.store, user, read_event(data))
-            return next_view(workspace, user)
+    def rank_undo(data: Any, request: gr.Request) -> View:
+        """Take back the last ranking or skip; that task comes back."""
+        return change(request, lambda user: rankings.undo(workspace.store, user, _uuid(data)))
 
-        return answer(request, act)
+    def rank_skipped(data: Any, request: gr.Request) -> View:
+        """Bring back the skipped tasks."""
+        return change(request, lambda user: rankings.return_skipped(workspace.store, user, _uuid(data)))
 
     def rank_draft(data: Any, request: gr.Request) -> View:
         """Keep an unfinished ranking."""
 
-        def act(user: User) -> View:
+        def keep(user: User) -> View:
             return {"saved": rankings.save_draft(workspace.store, user, _whole(data, "assignment"), data)}
 
-        return answer(request, act)
-
-    def rank_undo(data: Any, request: gr.Request) -> View:
-        """Take back the last ranking or skip; that task comes back."""
-
-        def act(user: User) -> View:
-            rankings.undo(workspace.store, user, _uuid(data))
-            return next_view(workspace, user)
-
-        return answer(request, act)
-
-    def rank_skipped(data: Any, request: gr.Request) -> View:
-        """Bring back the skipped tasks."""
-
-        def act(user: User) -> View:
-            rankings.return_skipped(workspace.store, user, _uuid(data))
-            return next_view(workspace, user)
-
-        return answer(request, act)
+        return answer(request, keep)
 
     gr.HTML(
         html_template=MARKUP,
