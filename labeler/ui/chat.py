@@ -179,19 +179,18 @@ def build(workspace: Workspace) -> None:
         choices = checkpoints.choices(workspace)
         return gr.Dropdown(choices, value=page.keep_choice(choices, chosen, workspace.base_checkpoint_id))
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     asked = [box, history, checkpoint, system, *settings]
     answered = (
-        gr.on([send.click, box.submit], respond, asked, outputs, **quiet, **GENERATION),
-        log.retry(retry, asked[1:], [*outputs, settings[-1]], **quiet, **GENERATION),
+        gr.on([send.click, box.submit], respond, asked, outputs, **page.QUIET, **GENERATION),
+        log.retry(retry, asked[1:], [*outputs, settings[-1]], **page.QUIET, **GENERATION),
     )
     for event in answered:  # Send comes back when the last word has reached the page, not before
-        event.then(lambda: buttons(False), None, [send, stop], **quiet)
-    log.undo(undo, history, outputs, queue=False, **quiet)
-    gr.on([fresh.click, log.clear], lambda: frame([], "", ""), None, outputs, queue=False, **quiet)
-    stop.click(halt, None, None, queue=False, **quiet)
+        event.then(lambda: buttons(False), None, [send, stop], **page.QUIET)
+    log.undo(undo, history, outputs, queue=False, **page.QUIET)
+    gr.on([fresh.click, log.clear], lambda: frame([], "", ""), None, outputs, queue=False, **page.QUIET)
+    stop.click(halt, None, None, queue=False, **page.QUIET)
     page.on_show(refresh, [checkpoint], [checkpoint])
-    checkpoint.focus(refresh, checkpoint, checkpoint, queue=False, **quiet)
+    checkpoint.focus(refresh, checkpoint, checkpoint, queue=False, **page.QUIET)
 
 
 def status_line(name: str, count: int, seconds: float, reason: str | None) -> str:

@@ -175,12 +175,11 @@ def build(workspace: Workspace) -> None:
             "There is only the base model so far. Train a DPO, PPO or SFT run to have something to compare.", "info"
         )
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    compared = run.click(compare, [prompt, blind, system, *settings, *pickers], outputs, **quiet, **GENERATION)
-    compared.then(settle, round_id, outputs, **quiet)
-    stop.click(halt, None, None, queue=False, **quiet)
+    compared = run.click(compare, [prompt, blind, system, *settings, *pickers], outputs, **page.QUIET, **GENERATION)
+    compared.then(settle, round_id, outputs, **page.QUIET)
+    stop.click(halt, None, None, queue=False, **page.QUIET)
     for button in (*pair_buttons, submit, all_bad):
-        button.click(vote(str(button.value)), [round_id, *ranks], outputs, **quiet)
+        button.click(vote(str(button.value)), [round_id, *ranks], outputs, **page.QUIET)
     page.on_show(refresh, pickers, pickers)
     page.on_show(advice, [], [problem])
 

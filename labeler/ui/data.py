@@ -99,8 +99,8 @@ def build(workspace: Workspace) -> None:
     page.on_show(refresh, [], [counts, latest])
     upload.upload(
         bring_in, upload, imported, api_visibility="private", concurrency_limit=1, show_progress_on=upload
-    ).then(refresh, None, [counts, latest], api_visibility="private", show_progress="hidden")
-    upload.clear(lambda: "", None, imported, api_visibility="private", show_progress="hidden")
+    ).then(refresh, None, [counts, latest], **page.QUIET)
+    upload.clear(lambda: "", None, imported, **page.QUIET)
     export.click(write_out, kind, exported, api_visibility="private", show_progress_on=export)
 
 

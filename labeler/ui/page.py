@@ -16,6 +16,9 @@ from labeler.workspace import Workspace
 TRAINERS = ("researcher", "owner")
 """Roles that may start and stop runs."""
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""How the pages listen: no veil over what is being updated, and no entry in Gradio's public API."""
+
 
 def trainer(request: gr.Request, workspace: Workspace) -> User:
     """The user who asks, if they may train. Raises InputError otherwise: hiding a button is no access control."""
@@ -33,15 +36,7 @@ def on_show(fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any
     triggers = [Context.root_block.load] if Context.root_block is not None else []
     if block is not None:
         triggers.append(block.select)
-    gr.on(
-        triggers,
-        fn,
-        list(inputs),
-        list(outputs),
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
-    )
+    gr.on(triggers, fn, list(inputs), list(outputs), queue=False, **QUIET)
 
 
 def html(value: str = "", **more: Any) -> gr.HTML:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from data.records import InputError
 from labeler import checkpoints, jobs, worker
 from labeler.jobs import Job
 from labeler.store import one
@@ -68,6 +70,27 @@ class RunView:
             self.others,
             self.command_fold,
             self.command,
+        ]
+
+    def on_buttons(self, run_id: Any, problem: Any) -> list[Any]:
+        """Let Stop and Resume act on the run named in `run_id`; what goes wrong is said in `problem`."""
+
+        def acting(act: Callable[[str], None]) -> Callable[[str, gr.Request], str]:
+            def handler(job_id: str, request: gr.Request) -> str:
+                try:
+                    page.trainer(request, self.workspace)
+                    act(job_id)
+                except InputError as error:
+                    return notice(str(error))
+                return ""
+
+            return handler
+
+        stop = acting(lambda job_id: jobs.request_stop(self.workspace.store, job_id))
+        resume = acting(lambda job_id: jobs.resume(self.workspace, job_id))
+        return [
+            button.click(handler, run_id, problem, **page.QUIET)
+            for button, handler in ((self.stop, stop), (self.resume, resume))
         ]
 
     def updates(self, job: Job | None, seen: Any) -> list[Any]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from data.records import InputError
 from labeler import jobs, worker
 from labeler.ui import page
-from labeler.ui.run_view import RunView, chip, data_line, final_metrics, notice, parent_name
+from labeler.ui.run_view import RunView, chip, data_line, final_metrics, parent_name
 from labeler.workspace import Workspace
 
 TICK_SECONDS = 2.0
@@ -48,27 +47,13 @@ def build(workspace: Workspace) -> None:
     def pick(before: str, seen: Any, event: gr.EventData) -> list[Any]:
         return look(str(event.run), before, seen)
 
-    def act(action: str) -> Any:
-        def handler(run_id: str, request: gr.Request) -> str:
-            try:
-                page.trainer(request, workspace)
-                if action == "stop":
-                    jobs.request_stop(workspace.store, run_id)
-                else:
-                    jobs.resume(workspace, run_id)
-            except InputError as error:
-                return notice(str(error))
-            return ""
-
-        return handler
-
     live = [chosen, table_seen, table, *view.outputs]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    table.select(pick, [table_seen, view.seen], live, **quiet)
-    for button, action in ((view.stop, "stop"), (view.resume, "resume")):
-        button.click(act(action), chosen, problem, **quiet).then(look, [chosen, table_seen, view.seen], live, **quiet)
-    page.on_show(look, [chosen, table_seen, view.seen], live)
-    gr.Timer(TICK_SECONDS).tick(look, [chosen, table_seen, view.seen], live, queue=False, **quiet)
+    known = [chosen, table_seen, view.seen]
+    table.select(pick, known[1:], live, **page.QUIET)
+    for pressed in view.on_buttons(chosen, problem):
+        pressed.then(look, known, live, **page.QUIET)
+    page.on_show(look, known, live)
+    gr.Timer(TICK_SECONDS).tick(look, known, live, queue=False, **page.QUIET)
 
 
 def runs_table(workspace: Workspace, every: list[jobs.Job], chosen: str) -> str:

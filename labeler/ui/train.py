@@ -114,36 +114,20 @@ def build(workspace: Workspace) -> None:
         time.sleep(1)  # a double click must not start two runs
         return gr.update(interactive=True)
 
-    def act(action: str) -> Any:
-        def handler(job_id: str, request: gr.Request) -> str:
-            try:
-                page.trainer(request, workspace)
-                if action == "stop":
-                    jobs.request_stop(workspace.store, job_id)
-                else:
-                    jobs.resume(workspace, job_id)
-            except InputError as error:
-                return notice(str(error))
-            return ""
-
-        return handler
-
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     chosen = [method, parent, reward, *flat]
     form_outputs = [data, parent, reward, *(groups[name] for name in order)]
     page.on_show(choose, chosen, form_outputs)
-    method.change(choose, chosen, form_outputs, **quiet)
+    method.change(choose, chosen, form_outputs, **page.QUIET)
     for name in order:
         for knob, field in zip(form.fields(METHODS[name]), fields[name], strict=True):
             if knob.name == "validation_fraction":
-                field.change(facts, [method, *flat], data, **quiet)
+                field.change(facts, [method, *flat], data, **page.QUIET)
     live = [shown, waiting, *view.outputs]
     started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")
-    started.then(look, view.seen, live, **quiet).then(rest, None, start, **quiet)
-    view.stop.click(act("stop"), shown, problem, **quiet)
-    view.resume.click(act("resume"), shown, problem, **quiet)
+    started.then(look, view.seen, live, **page.QUIET).then(rest, None, start, **page.QUIET)
+    view.on_buttons(shown, problem)
     page.on_show(look, [view.seen], live)
-    gr.Timer(TICK_SECONDS).tick(look, view.seen, live, show_progress="hidden", queue=False, api_visibility="private")
+    gr.Timer(TICK_SECONDS).tick(look, view.seen, live, queue=False, **page.QUIET)
 
 
 def current(workspace: Workspace) -> jobs.Job | None:
