@@ -205,8 +205,8 @@ function drawTask(top) {
     since: performance.now(),
   };
   state.active = state.order[0];
-  const list = make("div", { className: count > 5 ? "cards many" : "cards", role: "list" });
-  list.dataset.columns = columns();
+  const roomy = count < 5 && columns() < 4; // a card's buttons fit beside its name
+  const list = make("div", { className: roomy ? "cards roomy" : "cards", role: "list" });
   list.style.setProperty("--columns", columns());
   list.style.setProperty("--rows", Math.ceil(count / columns()));
   list.append(...state.order.map(makeCard));
