@@ -15,7 +15,7 @@ Ranks = dict[str, int | None]
 
 def open_rank(page: Page, app: App) -> None:
     page.goto(app.url)
-    expect(page.locator(".card").first).to_be_visible()
+    page.locator(".card").first.wait_for()  # the whole page is loaded first: more patience than `expect` has
 
 
 def prompt(page: Page) -> str:
