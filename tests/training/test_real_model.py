@@ -1,16 +1,20 @@
 """The invariants of step 0 on the default model itself, in fp32: what a tiny random model could hide."""
 
+import signal
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from data.formats import parse_ranking
+from data.formats import parse_ranking, write_rows
+from training import ppo
 from training.base import Base
 from training.batches import encode_rankings, packs, per_response
-from training.config import DEFAULT_MODEL, RewardConfig
+from training.config import DEFAULT_MODEL, PPOConfig, RewardConfig
 from training.loop import token_log_probs
 from training.models import load_base
 from training.reward_model import new_head, scores
+from training.run import read_metrics
 
 ROWS = [
     {
@@ -97,3 +101,25 @@ def test_padding_and_shared_prefixes_change_neither_log_probabilities_nor_scores
         torch.testing.assert_close(log_probs, expected[0], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(score, expected[1], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(torch.tensor([s for some in singly for s in some]), expected[1], rtol=0, atol=1e-4)
+
+
+def test_a_policy_that_starts_as_the_reference_has_no_kl_and_ratios_of_one(tmp_path, monkeypatch):
+    """PPO's first step with samples of the model itself; the critic has an adapter of its own."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run in this process leaves pytest its signals
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Say hello."}, {"prompt": "What is the capital of France?"}])
+    (tmp_path / "real_reward.py").write_text(
+        "def lengths(prompts, completions):\n    return [*map(len, completions)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ppo.train(
+        PPOConfig(
+            data=str(tmp_path / "prompts.jsonl"), output=str(tmp_path / "run"), dtype="fp32", device="cpu",
+            reward_function="real_reward:lengths", normalise_rewards="running", batch_size=4, samples_per_prompt=2,
+            max_new_tokens=6, lora_layers=2, value_model="adapter", minibatches=1, ppo_epochs=1, max_steps=1,
+        )
+    )  # fmt: skip
+    (row,) = read_metrics(tmp_path / "run")
+    assert row["policy/ratio"] == 1
+    assert row["policy/approxkl"] == row["policy/clipfrac"] == 0
+    assert row["objective/kl"] == row["objective/kl_k3"] == 0
+    assert row["objective/score"] > 0
