@@ -129,7 +129,8 @@ def _fresh_folder(folder: Path) -> Path:
 def answer(folder: Path, base_model: str, rows: Sequence[Row], seed: int) -> list[Row]:
     """The rows with answers of the base model; they also lie in answers.jsonl."""
     from training.generate import generate
-    from training.models import load_base, set_threads
+    from training.models import load_base
+    from training.processes import set_threads
 
     set_threads(0)
     write_rows(folder / "prompts.jsonl", rows)
@@ -191,7 +192,8 @@ def compare(
     from training.batches import Group
     from training.evaluate import sequence_log_probs
     from training.generate import sample_all, show_progress
-    from training.models import load_base, set_threads
+    from training.models import load_base
+    from training.processes import set_threads
     from training.reward_model import Score
     from training.rollout import decode, encode_prompt
 

@@ -157,10 +157,28 @@ def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise InputError(f"{config_file}: must hold one JSON object")
     config = from_dict(METHODS[method], values | given)
+    if config.from_checkpoint:
+        _refuse_other_lora(config.from_checkpoint, given)
     _quiet()
     result = importlib.import_module(f"training.{method}").train(config, resume)
     importlib.import_module("training.processes").leave()
     return result
+
+
+def _refuse_other_lora(checkpoint: str, given: dict[str, Any]) -> None:
+    """Flags that contradict the adapter which is continued would do nothing."""
+    from training.run import continued_lora
+
+    for name, value in continued_lora(checkpoint).items():
+        asked = given.get(name, value)
+        if name == "lora_targets":
+            asked, value = ({word.strip() for word in str(words).split(",")} for words in (asked, value))
+        if asked != value:
+            text = ",".join(sorted(value)) if isinstance(value, set) else f"{value:g}"
+            raise InputError(
+                f"--{name.replace('_', '-')} does not go with --from-checkpoint: the adapter that is continued has "
+                f"{text}; leave the flag out, or start a new adapter on a merged model (python -m training merge)"
+            )
 
 
 def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -176,7 +194,8 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
     if command == "evaluate" and given.best_of > 1 and not given.reward_model:
         raise InputError("--best-of needs --reward-model, which says what is best")
     _quiet()
-    from training.models import load_base, set_threads
+    from training.models import load_base
+    from training.processes import set_threads
     from training.reward_model import Classifier, Score, is_checkpoint
     from training.run import read_manifest
 

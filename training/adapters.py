@@ -7,7 +7,7 @@ masters, computes in the base's precision, and switching is one assignment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data.records import InputError
 
@@ -58,3 +60,30 @@ def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     low = self.lora_dropout[name](x).reshape(-1, x.shape[-1]) @ a.t()
     update = torch.addmm(result.reshape(-1, result.shape[-1]), low, b.t(), alpha=self.scaling[name])
     return update.view_as(result)
+
+
+def recompute_in_backward(model: nn.Module, active: ActiveAdapter) -> int:
+    """Keep only the inputs of the decoder's layers and compute them again in the backward pass (arXiv:1604.06174).
+
+    transformers' own switch acts only where a layer is in training mode, which would also switch dropout of the base
+    on; and what is computed again must apply the adapter of the first time. Returns the number of layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = _recomputed(layer.forward, active)
+    return len(layers)
+
+
+def _recomputed(forward: Callable[..., Any], active: ActiveAdapter) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        name = active.name
+
+        def with_its_adapter(*args: Any, **kwargs: Any) -> Any:
+            with active.using(name):
+                return forward(*args, **kwargs)
+
+        return checkpoint(with_its_adapter, *args, use_reentrant=False, **kwargs)
+
+    return call

@@ -7,6 +7,7 @@ many checkpoints chat on one base. Checkpoints are plain PEFT folders.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import InputError
-from training.adapters import ActiveAdapter, take_over
+from training.adapters import ActiveAdapter, recompute_in_backward, take_over
 from training.config import TrainingConfig
 from training.run import read_manifest
 
@@ -85,6 +86,11 @@ class Base:
         """Last hidden states (batch, length, d), after the final norm; `inputs` as the decoder takes them."""
         return self.model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
 
+    def checkpoint_gradients(self) -> None:
+        """Save memory in training: compute each layer again in the backward pass. Call once."""
+        if not recompute_in_backward(self.model.get_decoder(), self._active):
+            raise InputError(f"{self.name} has no layers that gradient_checkpointing knows; leave it off")
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocabulary) of hidden states (..., d)."""
         return self.model.get_output_embeddings()(hidden)
@@ -105,7 +111,7 @@ class Base:
         """A new adapter as the training config describes it."""
         depth = int(self.model.config.num_hidden_layers)
         layers = list(range(depth - config.lora_layers, depth)) if 0 < config.lora_layers < depth else None
-        targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
+        targets = self._targets(config.lora_targets)
         try:
             self.add_adapter(
                 name,
@@ -114,21 +120,46 @@ class Base:
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
                     lora_dropout=config.lora_dropout,
-                    target_modules=self._linear_names() if targets == ["all-linear"] else targets,
+                    use_rslora=config.use_rslora,
+                    target_modules=targets,
                     layers_to_transform=layers,
                 ),
             )
         except ValueError as error:
             raise InputError(f"lora_targets {config.lora_targets!r} does not fit {self.name}: {error}") from None
 
+    def _targets(self, words: str) -> list[str] | str:
+        """What PEFT takes: names, or one regular expression. Every one of them must name a linear layer."""
+        linear = self._linear_names()
+        ends = sorted({name.rpartition(".")[2] for name in linear})
+        if words.strip() == "all-linear":
+            return ends
+        if re.search(r"[\\*+?()\[\]|^$]", words):
+            try:
+                found = [name for name in linear if re.fullmatch(words, name)]
+            except re.error as error:
+                raise InputError(f"lora_targets {words!r} is no regular expression: {error}") from None
+            if not found:
+                raise InputError(f"lora_targets {words!r} matches no linear layer; such names are {linear[0]}")
+            return words
+        names = [word.strip() for word in words.split(",") if word.strip()]
+        for name in names:
+            if not any(f".{each}".endswith(f".{name}") for each in linear):
+                raise InputError(
+                    f"lora_targets: no linear layer of {self.name} is called {name!r}; {', '.join(ends)} are"
+                )
+        if not names:
+            raise InputError(f"lora_targets is empty; name layers ({', '.join(ends)}) or all-linear")
+        return names
+
     def _linear_names(self) -> list[str]:
-        """Last part of the names of the decoder's linear layers (the output layer is not one of them)."""
-        names = [
+        """Names of the decoder's linear layers in the model (the output layer is not one of them)."""
+        inside = {id(module) for module in self.model.get_decoder().modules()}
+        return [
             name.removesuffix(".base_layer")
-            for name, module in self.model.get_decoder().named_modules()
-            if isinstance(module, nn.Linear) and ".lora_" not in name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) in inside and ".lora_" not in name
         ]
-        return sorted({name.rpartition(".")[2] for name in names})
 
     def load_adapter(self, name: str, checkpoint: Path | str) -> None:
         """Load a checkpoint's LoRA weights under a name of this base. A reward model's head is left to `load_head`."""
@@ -193,7 +224,8 @@ class Base:
         saved = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "task_type": "CAUSAL_LM"})
         saved.base_model_name_or_path = self.name
         saved.inference_mode = True
-        saved.target_modules = sorted(saved.target_modules or [])
+        if not isinstance(saved.target_modules, str):
+            saved.target_modules = sorted(saved.target_modules or [])
         if head is not None:
             state["base_model.model.score.weight"] = head.weight.detach().to("cpu", torch.float32).contiguous()
             saved.task_type, saved.modules_to_save = "SEQ_CLS", ["score"]

@@ -106,9 +106,14 @@ class TrainingConfig:
     lora_alpha: float = knob(32.0, "Scale: the update is alpha / r times BA.", section="LoRA", minimum=0)
     lora_dropout: float = knob(0.0, "Dropout on the adapter's input.", section="LoRA", minimum=0, maximum=0.99)
     lora_targets: str = knob(
-        "all-linear", "Layers that get an adapter: all-linear, or names with commas (q_proj,v_proj).", section="LoRA"
+        "all-linear",
+        "Layers that get an adapter: all-linear, names with commas (q_proj,v_proj), or "
+        "one regular expression for whole names (.*[qv]_proj).",
+        section="LoRA",
     )
-
+    use_rslora: bool = knob(
+        False, "Scale by alpha / √r instead of alpha / r, so that a high rank keeps its step.", section="LoRA"
+    )
     lora_layers: int = knob(
         0, "Only the last this many layers get an adapter, which is faster; 0 means: all.", section="LoRA", minimum=0
     )
@@ -127,14 +132,28 @@ class TrainingConfig:
     save_every: int = knob(
         0, "Steps between checkpoints; 0 means: ten times in the run.", section="Evaluation", minimum=0
     )
-    keep_checkpoints: int = knob(3, "How many of the newest checkpoints are kept.", section="Evaluation", minimum=1)
+    keep_checkpoints: int = knob(
+        3, "How many of the newest checkpoints are kept; the best one is kept beside them.", section="Evaluation",
+        minimum=1,
+    )  # fmt: skip
+    patience: int = knob(
+        0, "Stop early after this many evaluations without a better one; 0 means: never.", section="Evaluation",
+        minimum=0,
+    )  # fmt: skip
 
     dtype: str = knob(
         "auto", "Precision of the base; auto is bf16 where the processor is fast at it. Adapters are always fp32.",
         section="Machine", choices=("auto", "fp32", "bf16"),
     )  # fmt: skip
     device: str = knob("auto", "Where to compute: auto, cpu, cuda, cuda:1, mps.", section="Machine")
-    num_threads: int = knob(0, "Processor threads; 0 means: as many as there are cores.", section="Machine", minimum=0)
+    num_threads: int = knob(
+        0, "Processor threads of each process; 0 means: the cores, divided among the processes.", section="Machine",
+        minimum=0,
+    )  # fmt: skip
+    gradient_checkpointing: bool = knob(
+        False, "Compute each layer again in the backward pass instead of keeping its activations: less memory, slower.",
+        section="Machine",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for item in knobs(type(self)):

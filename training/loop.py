@@ -17,7 +17,7 @@ from training.base import Base
 from training.batches import Group, Pack, batch_of_step, packs, steps_per_epoch
 from training.config import TrainingConfig
 from training.log_probs import TokenLogProbs
-from training.models import load_base, set_threads
+from training.models import load_base
 from training.run import Run, every, read_manifest
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
@@ -49,12 +49,14 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
 
     Returns (base, state of the step to resume from, or None).
     """
-    set_threads(config.num_threads)
+    processes.set_threads(config.num_threads)
     torch.manual_seed(config.seed)
     if processes.alone_by_mistake():
         run.say("accelerate launch started ONE process: without several GPUs it needs --multi_gpu to start more")
     run.say(f"loading {config.base_model}")
     base = load_base(config.base_model, config.dtype, config.device)
+    if config.gradient_checkpointing:
+        base.checkpoint_gradients()
     newest = run.newest() if run.resume else None
     if newest:
         base.load_adapter("policy", newest[0])
@@ -162,6 +164,8 @@ def fit(
     gradients are summed: the result is that of one process. Returns the run's result: last checkpoint, steps, and the
     held-out metrics.
     """
+    if config.patience and not held:
+        raise InputError("patience needs held-out data: name validation_data, or a validation_fraction above 0")
     base.set_trainable("policy")
     parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
     total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(train), config.batch_size)))
@@ -214,18 +218,19 @@ def fit(
         metrics = {"loss": sum(loss for loss, _ in results) / denominator} | means(tally for _, tally in results)
         metrics |= optimizer.step(step)
         metrics["epoch"] = step / steps_per_epoch(len(train), config.batch_size)
-        last = step == total or run.stop_requested
-        judge = last or every(step, eval_every) or every(step, save_every)
-        held_metrics = evaluate() if judge else {}
+        wishes = run.listen()
+        last = step == total or wishes.stop
+        due = last or wishes.save or every(step, save_every)
+        held_metrics = evaluate() if due or every(step, eval_every) else {}
         run.log(step, metrics | held_metrics)
-        if last or every(step, save_every):
+        last = last or run.out_of_patience
+        if last or due:
             checkpoint = save(step)
         if last:
             break
     if not held_metrics and checkpoint:  # resumed at its end
         held_metrics = read_manifest(checkpoint)["metrics"]
-    run.result = {"checkpoint": str(checkpoint), "steps": run.step} | held_metrics
-    return run.result
+    return run.finish(checkpoint, held_metrics)
 
 
 def count_comparisons(groups: Sequence[Group]) -> int:

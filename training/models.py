@@ -178,8 +178,3 @@ def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None):  # which classifiers lack
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def set_threads(count: int) -> None:
-    """Use this many processor threads (0: one a core, shared with the other processes on this machine)."""
-    torch.set_num_threads(count or processes.threads())

@@ -135,18 +135,20 @@ def _optimise(
         beta = control.beta
         metrics = estimate_advantages(rollout, config, control, models.reward.mean, models.reward.std)
         metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update)
-        last = update == total or run.stop_requested
-        if held and (last or every(update, eval_every)):
+        wishes = run.listen()
+        last = update == total or wishes.stop
+        due = last or wishes.save or every(update, save_every)
+        if held and (due or every(update, eval_every)):
             metrics |= _evaluate(models, config, held, held_records)
         run.log(update, metrics)
+        last = last or run.out_of_patience
         if processes.is_main() and (last or update == 1 or every(update, sample_every)):
             _write_samples(run, base, update, records, rollout, minibatches)
-        if last or every(update, save_every):
+        if last or due:
             checkpoint = save(update)
         if last:
             break
-    run.result = {"checkpoint": str(checkpoint), "steps": run.step} | metrics
-    return run.result
+    return run.finish(checkpoint, metrics)
 
 
 # -- sampling and scoring ----------------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def count() -> int:
     return int(state().num_processes)
 
 
-def threads() -> int:
-    """Processor threads for this process: the cores, divided among the processes on this machine."""
+def set_threads(number: int) -> None:
+    """Use this many processor threads (0: one a core, shared with the other processes on this machine)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(number or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def is_main() -> bool:

@@ -1,6 +1,7 @@
 """The run folder: config.json, status.json, metrics.jsonl, log.txt, checkpoints/, state/. All a run leaves behind.
 
-Whoever watches a run (the labeler's worker, a person) only reads these files; SIGTERM asks it to save and stop.
+Whoever watches a run (the labeler's worker, a person) only reads these files; SIGTERM or control.json asks it to save
+and stop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,27 +24,33 @@ from typing import Any, TextIO
 from data.preferences import file_sha256
 from data.records import InputError
 from training.config import TrainingConfig, to_dict
+from training.control import Control, Wishes
+from training.files import remove, sync, write_json, written
 
 HEARTBEAT_SECONDS = 4.0
-FIXED = ("seed", "batch_size", "fold", "validation_fraction", "max_length", "from_checkpoint", "lora_rank")
+PAUSE_SECONDS = 0.5
+FIXED = (
+    "seed", "batch_size", "fold", "validation_fraction", "max_length", "from_checkpoint", "lora_rank", "lora_alpha",
+    "lora_dropout", "lora_targets", "lora_layers", "use_rslora",
+)  # fmt: skip
 """Settings that a resumed run must share with its beginning."""
+JUDGED_BY = {
+    "sft": ("eval/loss",),
+    "dpo": ("eval/loss",),
+    "reward": ("eval/nll", "eval/loss"),
+    "ppo": ("eval/score", "objective/rlhf_reward"),
+}
+"""By what the checkpoints of a method are compared: the first of these that the run measures."""
+HIGHER_IS_BETTER = ("eval/score", "objective/rlhf_reward")
+WINDOW = 5
+"""A run has diverged when the mean loss of this many steps is above three times its first step's loss plus 3 nats.
+
+A language model that forgets everything goes from about 2 to ln V, about 11; one that guesses preferences has 0.69.
+"""
 
 
 class Diverged(InputError):
-    """The loss or a gradient is not finite."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that readers see the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """The loss or a gradient is not finite, or the loss has blown up."""
 
 
 def read_status(folder: Path | str) -> dict[str, Any] | None:
@@ -80,6 +87,41 @@ def read_manifest(checkpoint: Path | str) -> dict[str, Any]:
         raise InputError(f"{checkpoint}: is no checkpoint (it holds no manifest.json)") from None
 
 
+def continued_lora(checkpoint: Path | str) -> dict[str, Any]:
+    """The LoRA settings of a checkpoint's adapter, under the names of the knobs; {} where it has none to read."""
+    try:
+        saved = json.loads((Path(checkpoint) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    targets = saved.get("target_modules") or []
+    return {
+        "lora_rank": saved["r"],
+        "lora_alpha": float(saved["lora_alpha"]),
+        "lora_dropout": float(saved.get("lora_dropout") or 0.0),
+        "lora_targets": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        "lora_layers": len(saved.get("layers_to_transform") or []),
+        "use_rslora": bool(saved.get("use_rslora")),
+    }
+
+
+def lineage(parent: Path | str | None) -> list[dict[str, Any]]:
+    """Where a checkpoint comes from: the chain of its ancestors, oldest first, each with what it was made of."""
+    if not parent:
+        return []
+    try:
+        manifest = read_manifest(parent)
+    except InputError:  # an adapter from elsewhere
+        return [{"checkpoint": str(parent)}]
+    kept = {name: manifest[name] for name in ("method", "step", "base_model", "data") if name in manifest}
+    return [*manifest.get("lineage", []), {"checkpoint": str(parent)} | kept]
+
+
+def judged(name: str, metrics: Mapping[str, Any]) -> float | None:
+    """The named metric, turned so that lower is better; None where it was not measured."""
+    value = metrics.get(name)
+    return -value if value is not None and name in HIGHER_IS_BETTER else value
+
+
 class Run:
     """One training run and its folder. Use as a context manager: leaving it writes the final status.
 
@@ -95,9 +137,13 @@ class Run:
             raise InputError("name the training data with --data")
         self.folder = Path(config.output)
         self.config, self.method, self.resume = config, method, resume
-        self.writes, self._anywhere = processes.is_main(), processes.anywhere
+        self.writes, self._anywhere, self._from_main = processes.is_main(), processes.anywhere, processes.from_main
         if checkpoints(self.folder) and not resume:
             raise InputError(f"{self.folder}: holds a run already; continue it with --resume or name another folder")
+        self._lineage = lineage(config.from_checkpoint)
+        if config.from_checkpoint:  # an adapter that is continued brings its own settings
+            for name, value in continued_lora(config.from_checkpoint).items():
+                setattr(config, name, value)
         self._lock = self._take_folder() if self.writes else None
         self.data_sha256 = file_sha256(config.data) if Path(config.data).is_file() else ""
         if resume:
@@ -110,6 +156,10 @@ class Run:
         self._first_step: tuple[float, int] | None = None
         self._stop = threading.Event()
         self._stopping = False  # agreed upon by all processes
+        self._control = Control(self.folder / "control.json", self.print)
+        self._judge = ""  # the name of the metric that counts
+        self._judged: list[float] = []  # its values, lower is better
+        self._losses: list[float] = []
         self._closed = threading.Event()
         self._status_lock = threading.Lock()
         self._log_file: TextIO | None = None
@@ -139,7 +189,7 @@ class Run:
             return
         manifest = read_manifest(newest[0])
         before, now = manifest["config"], to_dict(self.config)
-        changed = [name for name in FIXED if before.get(name) != now.get(name)]
+        changed = [name for name in FIXED if name in before and before[name] != now[name]]
         if manifest["method"] != self.method:
             changed.insert(0, f"the method ({manifest['method']})")
         if self.data_sha256 and manifest["data"]["sha256"] not in ("", self.data_sha256):
@@ -172,28 +222,53 @@ class Run:
         else:
             self._message = str(error) or type(error).__name__
             self.print(f"error: {self._message}")
-            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            with contextlib.suppress(InputError):  # a full disk must not hide the error itself
                 self._write_status("failed")
         if self._log_file:
             self._log_file.close()
         if self._lock:
             self._lock.close()
 
+    def listen(self) -> Wishes:
+        """What the outside asks for, between two steps: SIGTERM, control.json. Waits here while the run is paused.
+
+        Every process must ask, because they act as one.
+        """
+        from training.processes import set_threads
+
+        paused = False
+        while True:
+            wishes = self._from_main(self._control.read() if self.writes else Wishes())
+            if wishes.num_threads is not None:
+                set_threads(wishes.num_threads)
+            if wishes.stop or self._anywhere(self._stop.is_set()):
+                self._stopping = True
+                self._control.forget_stop()
+                return wishes._replace(stop=True)
+            if not wishes.pause:
+                if paused:
+                    self.say("going on")
+                return wishes
+            if not paused:
+                paused = True
+                self.say("paused")
+            time.sleep(PAUSE_SECONDS)
+
     @property
-    def stop_requested(self) -> bool:
-        """Somebody asked the run to save and stop. Every process must ask, because they answer as one."""
-        self._stopping = self._stopping or self._anywhere(self._stop.is_set())
-        return self._stopping
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` evaluations brought nothing better."""
+        best = self._judged.index(min(self._judged)) if self._judged else 0
+        return 0 < self.config.patience <= len(self._judged) - 1 - best
 
     def _heartbeat(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(InputError):
                 self._write_status("running")
 
     def _write_status(self, state: str) -> None:
         if not self.writes:
             return
-        with self._status_lock:
+        with self._status_lock, written(self.folder / "status.json"):
             if state == "running" and self._closed.is_set():
                 return
             write_json(
@@ -226,6 +301,10 @@ class Run:
         """A line for stderr and log.txt."""
         if not self.writes:
             return
+        with contextlib.suppress(OSError):  # a full disk is told by what must be written
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         line = f"{datetime.now().strftime('%H:%M:%S')} {text}"
         print(line, file=sys.stderr, flush=True)
         if self._log_file:
@@ -242,25 +321,33 @@ class Run:
         """Training starts after `step` steps that are already done; metrics beyond them are cut off."""
         self.step, self.total_steps = step, total_steps
         self._first_step = (time.time(), step)
-        for name in ("metrics.jsonl", "samples.jsonl") if self.writes else ():
-            rows = [row for row in _read_lines(self.folder / name) if step and row["step"] <= step]
-            with open(self.folder / name, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if self.writes:
+            for name in ("samples.jsonl", "metrics.jsonl"):
+                rows = [row for row in _read_lines(self.folder / name) if step and row["step"] <= step]
+                with written(self.folder / name) as path:
+                    partial = path.with_name(f".{name}")
+                    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+                    os.replace(partial, path)
+            for row in rows:
+                self._remember(row)
+        self._judge, self._judged, self._losses = self._from_main((self._judge, self._judged, self._losses))
         self.say(f"{'resuming after step ' + str(step) if step else 'training'}: {total_steps} steps")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl. Raises Diverged where the loss or the gradient is not finite."""
+        """One line of metrics.jsonl. Raises Diverged where the loss or the gradient is not finite, or it blew up."""
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics.get(name, 0.0)):
-                raise Diverged(
-                    f"{name} is {metrics[name]} at step {step}: the training diverged; lower the learning rate "
-                    f"(now {self.config.learning_rate:g}) and resume from the last checkpoint"
-                )
+                raise self._diverged(f"{name} is {metrics[name]} at step {step}")
         self.step = step
+        row = {"step": step, "time": round(time.time(), 2)} | {name: _rounded(v) for name, v in metrics.items()}
+        self._remember(row)
+        if self.method != "ppo" and len(self._losses) > WINDOW:  # PPO's loss is no measure of anything
+            first, now = self._losses[0], sum(self._losses[-WINDOW:]) / WINDOW
+            if now > 3 * first + 3:
+                raise self._diverged(f"the loss rose from {first:.4g} to {now:.4g} by step {step}")
         if not self.writes:
             return
-        row = {"step": step, "time": round(time.time(), 2)} | {name: _rounded(v) for name, v in metrics.items()}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with written(self.folder / "metrics.jsonl") as path, open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:6])
         eta = f"  {_minutes(self.eta_seconds)} left" if self.eta_seconds else ""
@@ -268,14 +355,31 @@ class Run:
         self.print(f"{self._message}  {shown}{eta}")
         self._write_status("running")
 
+    def _remember(self, row: Mapping[str, Any]) -> None:
+        """What patience and divergence are judged by; the rows of metrics.jsonl hold all of it, so a resume repeats."""
+        self._judge = self._judge or next((name for name in JUDGED_BY[self.method] if name in row), "")
+        value = judged(self._judge, row)
+        if value is not None:
+            self._judged.append(value)
+        if row.get("loss") is not None:
+            self._losses = [*self._losses[:1], *self._losses[1:][1 - WINDOW :], row["loss"]]
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"{what}: the training diverged; lower learning_rate (now {self.config.learning_rate:g}) or raise "
+            "warmup_ratio, and start again or from an earlier checkpoint (--from-checkpoint); those that are saved are "
+            "whole"
+        )
+
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(
         self, step: int, write: Callable[[Path], None], state: Callable[[Path], None], manifest: dict[str, Any]
     ) -> Path:
-        """Write checkpoints/step-N (through a temporary name) and state/step-N; prune what is too old.
+        """Write checkpoints/step-N (through a temporary name) and state/step-N; prune what is neither new nor best.
 
-        The state is put in place first: a checkpoint that is there can always be resumed from.
+        Everything is on the disk before it gets its name, so that not even a power cut leaves a part. The state is put
+        in place first: a checkpoint that is there can always be resumed from.
         """
         name = f"step-{step:06d}"
         final = self.folder / "checkpoints" / name
@@ -289,19 +393,27 @@ class Run:
             write(partial)
             write_json(partial / "manifest.json", self._manifest(step) | manifest)
             state(state_partial)
+            for path in (*partial.rglob("*"), partial, state_partial):
+                sync(path)
             os.replace(state_partial, self.folder / "state" / name)
             if final.exists():
-                _remove(final)
+                remove(final)
             os.replace(partial, final)
-        except OSError as error:
+            for path in (final.parent, self.folder / "state"):
+                sync(path)
+        except Exception as error:  # torch, safetensors and tokenizers each tell a full disk in their own way
             shutil.rmtree(partial, ignore_errors=True)
             state_partial.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise InputError(
-                f"{final}: the checkpoint could not be written ({error.strerror or error}); earlier ones are whole. "
-                "Free some space and resume"
+                f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole. Free some space and "
+                "resume"
             ) from None
+        best = self.best()
         for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-            _remove(old)
+            if old == best:
+                continue
+            remove(old)
             (self.folder / "state" / old.name).unlink(missing_ok=True)
         self.print(f"saved {final}")
         return final
@@ -315,6 +427,7 @@ class Run:
             "method": self.method,
             "step": step,
             "parent": self.config.from_checkpoint,
+            "lineage": self._lineage,
             "config": to_dict(self.config),
             "versions": {
                 "torch": torch.__version__,
@@ -324,6 +437,24 @@ class Run:
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
+    def best(self) -> Path | None:
+        """The checkpoint that was judged best, of equals the first; None where nothing was held out."""
+        found = [(path, read_manifest(path).get("metrics", {})) for path in checkpoints(self.folder)]
+        for name in JUDGED_BY[self.method]:
+            values = [(value, path) for path, metrics in found if (value := judged(name, metrics)) is not None]
+            if values:
+                return min(values)[1]
+        return None
+
+    def finish(self, checkpoint: Path | None, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The result that ends the command's output: the last and the best checkpoint, steps, metrics."""
+        best = self.best()
+        if self.out_of_patience and self.step < self.total_steps:
+            self.say(f"stopped early: nothing better in the last {self.config.patience} evaluations")
+        self.result = {"checkpoint": str(checkpoint), "best_checkpoint": str(best) if best else None}
+        self.result |= {"steps": self.step} | dict(metrics)
+        return self.result
+
     def newest(self) -> tuple[Path, Path] | None:
         """(checkpoint, state) to resume from, or None where there is nothing yet."""
         for checkpoint in reversed(checkpoints(self.folder)):
@@ -331,13 +462,6 @@ class Run:
             if state.exists():
                 return checkpoint, state
         return None
-
-
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint so that nobody ever sees a part of it."""
-    going = checkpoint.with_name(f".partial-{checkpoint.name}-old")
-    os.replace(checkpoint, going)
-    shutil.rmtree(going)
 
 
 def every(step: int, interval: int) -> bool:

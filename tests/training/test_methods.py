@@ -143,7 +143,7 @@ def test_first_step_of_ppo_has_ratio_one(command, arguments, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_and_resumed_equals_never_stopped(method, command, arguments, tmp_path):
-    steps = ("--max-steps", 6, "--save-every", 2, "--eval-every", 3)
+    steps = ("--max-steps", 6, "--save-every", 3, "--eval-every", 2)
     command(*arguments(method, "straight", *steps))
     process = subprocess.Popen(
         [sys.executable, "-m", "training", *arguments(method, "killed", *steps)],
@@ -154,8 +154,9 @@ def test_killed_and_resumed_equals_never_stopped(method, command, arguments, tmp
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert read_status(tmp_path / "killed")["state"] == "running", "it was killed on its way"
+    assert [path.name for path in checkpoints(tmp_path / "killed")] == ["step-000003"], "it was killed on its way"
     command(*arguments(method, "killed", *steps, "--resume"))
+    assert "resuming after step 3" in (tmp_path / "killed" / "log.txt").read_text()
     runs = [tmp_path / "straight", tmp_path / "killed"]
     rows = [[{k: v for k, v in row.items() if k != "time"} for row in read_metrics(run)] for run in runs]
     assert rows[0] == rows[1]

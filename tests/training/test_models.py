@@ -252,3 +252,62 @@ def test_stream_says_what_the_batch_says(base):
 def test_stream_refuses_what_the_context_cannot_hold(base):
     with pytest.raises(InputError, match="2048"):
         next(stream(base, [{"role": "user", "content": "word " * 2100}], adapter=None))
+
+
+def test_recomputing_layers_changes_no_gradient_and_keeps_fewer_activations(tiny_model):
+    """Two adapters in one graph: each layer is computed again under the adapter of the first time."""
+    ids, gradients, kept, calls = torch.arange(3, 40)[None], [], [], []
+    for recompute in (False, True):
+        base = load_base(str(tiny_model), "fp32", "cpu")
+        torch.manual_seed(0)
+        for name in ("policy", "critic"):
+            add(base, name)
+            for parameter in base.adapter_parameters(name):
+                parameter.data.normal_(std=0.1)
+        base.set_trainable("policy", "critic")
+        if recompute:
+            base.checkpoint_gradients()
+        first = base.model.get_decoder().layers[0].mlp
+        forward, count = first.forward, []
+        first.forward = lambda x, forward=forward, count=count: (count.append(1), forward(x))[1]
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: (saved.append(t.numel()), t)[1], lambda t: t
+        ):
+            with base.using("policy"):
+                policy = base.hidden(ids)
+            with base.using("critic"):
+                critic = base.hidden(ids)
+        (policy.square().sum() + critic.pow(4).sum()).backward()
+        with torch.no_grad():
+            base.hidden(ids)
+        gradients.append([p.grad for name in ("policy", "critic") for p in base.adapter_parameters(name)])
+        kept.append(sum(saved))
+        calls.append(len(count))
+    assert calls == [3, 5], "twice forward and once without gradients; twice more in the backward pass"
+    assert kept[1] < 0.3 * kept[0]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"), [("q_proj,v_proj", 8), ("self_attn.q_proj", 4), (r".*layers\.1\..*[qv]_proj", 4)]
+)
+def test_lora_targets_are_names_their_ends_or_an_expression(base, targets, count, tmp_path):
+    add(base, "policy", lora_targets=targets)
+    assert len(base.adapter_parameters("policy")) == count
+    base.save_adapter("policy", tmp_path)
+    base.load_adapter("again", tmp_path)
+    assert len(base.adapter_parameters("again")) == count
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_prj", "(bad", ".*nothing", "embed_tokens", " , "])
+def test_lora_targets_that_name_nothing_are_refused(base, targets):
+    with pytest.raises(InputError, match="lora_targets"):
+        add(base, "policy", lora_targets=targets)
+
+
+def test_rank_stabilised_lora_divides_by_the_root_of_the_rank(base):
+    """rsLoRA, arXiv:2312.03732: alpha / √r; here 32 / √4 instead of 32 / 4."""
+    add(base, "policy", use_rslora=True)
+    assert base.model.get_decoder().layers[0].self_attn.q_proj.scaling["policy"] == 16
