@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from data.records import InputError
 from training.config import DPOConfig
 from training.models import load_base
-from training.reward_model import new_head
 from training.rollout import choose, encode_prompt, sample, stream, uniforms
 
 IDS = torch.tensor([[5, 900, 77, 12, 4]])
@@ -89,41 +86,6 @@ def test_saved_adapter_comes_back_and_remembers_nothing_else(base, tiny_model, t
     assert other.attach(tmp_path) == name
     with torch.no_grad(), base.using("policy"), other.using(name):
         torch.testing.assert_close(other.hidden(IDS), base.hidden(IDS), rtol=0, atol=0)
-
-
-PLAIN = """
-import sys, torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-model, checkpoint, kind = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
-if kind == "reward":
-    plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
-    plain.config.pad_token_id = tokenizer.pad_token_id
-else:
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-loaded = PeftModel.from_pretrained(plain, checkpoint).eval()
-with torch.no_grad():
-    print(loaded(torch.tensor([[5, 900, 77, 12, 4]])).logits.flatten()[:50].tolist())
-"""
-
-
-@pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_checkpoint_loads_with_plain_peft_in_a_fresh_process(base, tiny_model, tmp_path, kind):
-    add(base, "policy")
-    head = new_head(base.hidden_size, 0) if kind == "reward" else None
-    base.save_adapter("policy", tmp_path, head)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PLAIN, str(tiny_model), str(tmp_path), kind],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    theirs = torch.tensor(eval(done.stdout.splitlines()[-1]))
-    with torch.no_grad(), base.using("policy"):
-        hidden = base.hidden(IDS)
-        ours = head(hidden[0, -1]) if head is not None else base.logits(hidden).flatten()[:50]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_clear_words_for_what_is_no_model_or_checkpoint(base, tmp_path):
