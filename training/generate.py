@@ -32,20 +32,26 @@ def sample_all(
     batch_size: int = 32,
     on_batch: Any = None,
 ) -> list[list[Sample]]:
-    """`num_completions` samples of every prompt, in the prompts' order, prompts of like length batched together."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    """`num_completions` samples of every prompt, in the prompts' order; at most `batch_size` are sampled at once.
+
+    Prompts of like length share a batch, the longest first: what does not fit into memory fails at the start, and the
+    time left is not promised too short.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    heat = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (num_completions,))
     results: list[list[Sample]] = [[] for _ in prompts]
     size = max(1, batch_size // num_completions)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        random = np.stack(
-            [np.stack([uniforms(seed, 0, i, k, max_new_tokens) for k in range(num_completions)]) for i in chosen]
-        )
-        found = sample(
-            base, [prompts[i] for i in chosen], random, adapter=adapter, temperature=temperature, top_p=top_p
-        )
-        for i, samples in zip(chosen, found, strict=True):
-            results[i] = samples
+        for first in range(0, num_completions, batch_size):
+            numbers = range(first, min(first + batch_size, num_completions))
+            random = np.array([[uniforms(seed, 0, i, k, max_new_tokens) for k in numbers] for i in chosen])
+            found = sample(
+                base, [prompts[i] for i in chosen], random, adapter=adapter,
+                temperature=heat[numbers.start : numbers.stop].tolist(), top_p=top_p,
+            )  # fmt: skip
+            for i, samples in zip(chosen, found, strict=True):
+                results[i] += samples
         if on_batch:
             on_batch(min(start + size, len(order)), len(order))
     return results

@@ -6,6 +6,7 @@ what else is in the batch, and a resumed run repeats exactly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from transformers import DynamicCache
 
 from data.records import InputError, Message
 from training.base import Base
+
+GREEDY = 1e-5
+"""Below this temperature the most likely token is taken; logits divided by less would overflow."""
 
 
 @dataclass
@@ -50,17 +54,23 @@ def choose(
     number a row is all the randomness there is (`torch.multinomial` draws one an entry, a third of the decoding time).
     """
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(logits.shape[0], 1)
-    greedy = temperature[:, 0] == 0
-    probabilities = torch.softmax(logits.float() / torch.where(temperature == 0, 1.0, temperature), dim=-1)
+    greedy = temperature < GREEDY
+    probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperature), dim=-1)
     if top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # which mps does not have
-    cumulative = probabilities.cumsum(-1, dtype=exact)
-    drawn = torch.searchsorted(cumulative, uniform.to(exact)[:, None] * cumulative[:, -1:], right=True)
-    drawn = drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    return torch.where(greedy, logits.argmax(-1), drawn)
+    cumulative = probabilities.cumsum(-1, dtype=_exact(logits.device))
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, uniform.to(cumulative.dtype)[:, None] * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # where the total is reached: rounding must not lead beyond
+    drawn = torch.minimum(drawn, last).clamp(max=logits.shape[-1] - 1)
+    return torch.where(greedy, logits.argmax(-1, keepdim=True), drawn).squeeze(-1)
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """What cumulative probabilities are summed in; mps does not have more."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @torch.no_grad()
@@ -87,7 +97,7 @@ def sample(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (repeats,))
     heat = torch.tensor(np.tile(temperatures, count), device=device)[:, None]
-    uniform = torch.tensor(random.reshape(count * repeats, longest), dtype=torch.float32, device=device)
+    uniform = torch.tensor(random.reshape(count * repeats, longest), dtype=_exact(device), device=device)
     stops = base.stop_ids
     results = [Sample([], "length") for _ in range(count * repeats)]
     with base.using(adapter):
@@ -141,16 +151,17 @@ def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
     shown = [turn | {"content": mark} for turn, mark in zip(turns, marks, strict=True)] if hostile else turns
     try:
         text = str(tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # the template's own complaint, or what it stumbles over
         raise InputError(f"the model's chat template refuses this conversation: {error}") from None
     if not hostile:
         return _ids(tokenizer(text, add_special_tokens=False))
     ids: list[int] = []
-    for number, turn in enumerate(turns):
-        before, _, text = text.partition(marks[number])
-        ids += _ids(tokenizer(before, add_special_tokens=False))
-        ids += _ids(tokenizer(turn["content"], add_special_tokens=False, split_special_tokens=True))
-    return ids + _ids(tokenizer(text, add_special_tokens=False))
+    for place, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):  # in the template's order, which may drop turns
+        if place % 2:
+            ids += _ids(tokenizer(turns[int(part)]["content"], add_special_tokens=False, split_special_tokens=True))
+        else:
+            ids += _ids(tokenizer(part, add_special_tokens=False))
+    return ids
 
 
 def _ids(encoding: Any) -> list[int]:
@@ -185,7 +196,7 @@ def stream(
             f"the conversation is {len(prompt)} tokens long and the model reads {base.context_length}; "
             "start a new chat or ask for a shorter answer"
         )
-    random = torch.tensor(uniforms(seed, 0, 0, 0, max_new_tokens), dtype=torch.float32, device=base.device)
+    random = torch.tensor(uniforms(seed, 0, 0, 0, max_new_tokens), dtype=_exact(base.device), device=base.device)
     cache = DynamicCache(config=base.model.config)
     inputs, ids = torch.tensor([prompt], device=base.device), list[int]()
     for step in range(max_new_tokens):

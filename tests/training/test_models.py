@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from data.records import InputError
 from training.config import DPOConfig
 from training.models import load_base
-from training.rollout import choose, encode_prompt, sample, stream, uniforms
 
 IDS = torch.tensor([[5, 900, 77, 12, 4]])
 
@@ -146,74 +144,6 @@ def test_model_that_packing_does_not_suit_is_refused(tmp_path, tiny_model):
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="packed sequences do not work with"):
         load_base(str(tmp_path), "fp32", "cpu")
-
-
-# -- sampling -------------------------------------------------------------------------------------------------------
-
-
-def draws(count, prompts, length=8, seed=0):
-    return np.stack([np.stack([uniforms(seed, 0, i, k, length) for k in range(count)]) for i in range(prompts)])
-
-
-def test_choice_follows_the_distribution():
-    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]]).expand(20_000, -1)
-    uniform = torch.tensor(uniforms(0, 0, 0, 0, 20_000))
-    for temperature in (1.0, 0.5):
-        share = torch.bincount(choose(logits, uniform, temperature, 1.0), minlength=4) / 20_000
-        torch.testing.assert_close(share, torch.softmax(logits[0] / temperature, -1), rtol=0, atol=0.012)
-
-
-def test_choice_stays_within_top_p_and_zero_temperature_is_greedy():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(500, -1)
-    uniform = torch.tensor(uniforms(1, 0, 0, 0, 500))
-    assert set(choose(logits, uniform, 1.0, 0.7).tolist()) == {0, 1}
-    assert set(choose(logits, uniform, 0.0, 1.0).tolist()) == {0}
-
-
-def test_samples_do_not_depend_on_their_batch(base):
-    prompts = [
-        encode_prompt(base, [{"role": "user", "content": text}]) for text in ("Hi", "A longer question, no?", "x")
-    ]
-    random = draws(2, 3)
-    together = sample(base, prompts, random, adapter=None)
-    alone = [sample(base, [p], random[i : i + 1], adapter=None)[0] for i, p in enumerate(prompts)]
-    assert [[s.ids for s in found] for found in together] == [[s.ids for s in found] for found in alone]
-    assert len({tuple(s.ids) for found in together for s in found}) == 6
-
-
-def test_greedy_sampling_is_generate(base):
-    prompt = encode_prompt(base, [{"role": "user", "content": "Count to five."}])
-    ours = sample(base, [prompt, prompt[:-3]], draws(1, 2, 12), adapter=None, temperature=0.0)[0][0]
-    theirs = base.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
-    assert ours.ids == theirs.tolist()
-
-
-def test_finished_sequences_leave_and_end_with_the_end_token(base):
-    stop = set(range(0, base.model.config.vocab_size, 3))  # a third of all tokens ends
-    base.model.generation_config.eos_token_id = sorted(stop)
-    stop = base.stop_ids
-    found = sample(base, [[5, 6], [7]], draws(8, 2, 6), adapter=None, temperature=3.0)
-    reasons = set()
-    for s in (s for many in found for s in many):
-        assert all(i not in stop for i in s.ids[:-1])
-        assert (s.ids[-1] in stop) == (s.finish_reason == "stop")
-        assert s.finish_reason == "stop" or len(s.ids) == 6
-        reasons.add(s.finish_reason)
-    assert reasons == {"stop", "length"}
-
-
-def test_stream_says_what_the_batch_says(base):
-    messages = [{"role": "user", "content": "Hi"}]
-    found = list(stream(base, messages, adapter=None, max_new_tokens=6, temperature=1.0, top_p=1.0, seed=4))
-    batch = sample(base, [encode_prompt(base, messages)], draws(1, 1, 6, seed=4), adapter=None)[0][0]
-    assert found[-1].text_so_far == base.tokenizer.decode(batch.ids, skip_special_tokens=True)
-    assert [t.finish_reason for t in found[:-1]] == [None] * (len(found) - 1)
-    assert found[-1].finish_reason in ("stop", "length")
-
-
-def test_stream_refuses_what_the_context_cannot_hold(base):
-    with pytest.raises(InputError, match="2048"):
-        next(stream(base, [{"role": "user", "content": "word " * 2100}], adapter=None))
 
 
 def test_recomputing_layers_changes_no_gradient_and_keeps_fewer_activations(tiny_model):
