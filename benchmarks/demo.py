@@ -190,12 +190,12 @@ def compare(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Sample every policy on the held-out prompts; returns name -> measure -> one mean a prompt."""
     from training.batches import Group
+    from training.chat_template import decode, encode_prompt
     from training.evaluate import sequence_log_probs
     from training.generate import sample_all, show_progress
     from training.models import load_base
     from training.processes import set_threads
     from training.reward_model import Score
-    from training.rollout import decode, encode_prompt
 
     set_threads(0)
     base = load_base(workspace.base_model)

@@ -123,10 +123,10 @@ class Chat:
         An answer is kept as short as the model's context asks for. Raises InputError (before anything is sampled)
         where the conversation leaves no room for one.
         """
-        from training import rollout
+        from training import chat_template, rollout
 
         base, adapter = self.base(), self.adapter(checkpoint_id)
-        room = base.context_length - len(rollout.encode_prompt(base, messages))
+        room = base.context_length - len(chat_template.encode_prompt(base, messages))
         if room < SMALLEST_ANSWER:
             raise InputError(
                 f"This conversation has reached the {base.context_length} tokens that the model can read. "

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import InputError
 from training.adapters import ActiveAdapter, recompute_in_backward, take_over
+from training.chat_template import AnswerForm, answer_form, control_tokens
 from training.config import TrainingConfig
 from training.run import read_manifest
 
@@ -61,7 +63,17 @@ class Base:
     @property
     def stop_ids(self) -> set[int]:
         """Tokens that end an answer."""
-        return stop_ids(self.tokenizer, self.model)
+        return stop_ids(self.tokenizer, self.model) | {self.answer_form.end_id}
+
+    @cached_property
+    def answer_form(self) -> AnswerForm:
+        """How the chat template writes an answer."""
+        return answer_form(self.tokenizer)
+
+    @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        """The spellings of the tokens that steer the model; what people wrote must not become one."""
+        return control_tokens(self.tokenizer)
 
     def sha256(self) -> str:
         """Hash of the weights: of every safetensors or bin file's bytes, in order of name."""

@@ -24,7 +24,7 @@ import torch
 from data.preferences import Comparison, comparisons, fingerprint
 from data.records import Demonstration, InputError, Message, Prompt, Ranking
 from training.base import Base
-from training.rollout import encode_prompt
+from training.chat_template import encode_prompt, encode_response
 
 T = TypeVar("T")
 Record = TypeVar("Record", Ranking, Demonstration)
@@ -209,12 +209,6 @@ class Fit:
         if self.identical:
             text += f"; {self.identical} skipped: their completions are all the same"
         return text
-
-
-def encode_response(base: Base, text: str, ended: bool = True) -> list[int]:
-    """Token ids of an assistant's answer, with the end token where the answer had come to its end."""
-    ids = list(base.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    return [*ids, int(base.tokenizer.eos_token_id)] if ended else ids
 
 
 def encode_rankings(base: Base, rankings: Sequence[Ranking], max_length: int) -> tuple[list[Group], Fit]:

@@ -33,6 +33,7 @@ def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, A
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None):
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = sorted(base.stop_ids)  # what the policy was taught to end with
     merged = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:

@@ -19,13 +19,9 @@ from transformers import (
 from data.records import InputError
 from training import processes
 from training.base import Base, stop_ids
+from training.chat_template import answer_form, plain_template
 from training.config import DEFAULT_MODEL
 from training.default_model import cache_folder, default_model_folder, unpack_gguf
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto") -> Base:
@@ -45,9 +41,9 @@ def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "aut
         model = model.to(where).eval()  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    _declare_pad(tokenizer, model)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = plain_template(tokenizer)
+    _declare_pad(tokenizer, model)
     base = Base(name, folder, model, tokenizer)
     _check_layout(base)
     return base
@@ -78,9 +74,9 @@ def load_classifier(name: str, dtype: str = "auto", device: str = "auto") -> Bas
         raise InputError(f"{what} has no trained head (it lacks {', '.join(sorted(loading['missing_keys'])[:3])})")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{what}: its tokenizer has no end token, at which the score would be read")
-    _declare_pad(tokenizer, model)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = plain_template(tokenizer)
+    _declare_pad(tokenizer, model)
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):  # in bf16 a score around 2 would come in steps of 0.016
         head.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -168,7 +164,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _declare_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """A pad token that is not an end token: a mask derived from `!= pad` would drop the true end otherwise."""
-    ends = stop_ids(tokenizer, model)
+    ends = stop_ids(tokenizer, model) | {answer_form(tokenizer).end_id}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         candidates = [tokenizer.unk_token, *tokenizer.all_special_tokens]
         chosen = next((t for t in candidates if t is not None and tokenizer.convert_tokens_to_ids(t) not in ends), None)

@@ -30,11 +30,12 @@ from training import policy_gradient, processes
 from training.advantages import Control, Episode, Rollout, estimate_advantages, rollout_metrics
 from training.base import Base
 from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
+from training.chat_template import decode
 from training.config import PPOConfig
 from training.critic import Critic, load_critic
 from training.loop import Optimizer, hold_out, load_policy, reference_adapter, token_log_probs
 from training.rewards import Reward, load_reward
-from training.rollout import Sample, decode, sample, uniforms
+from training.rollout import Sample, sample, uniforms
 from training.run import Run, every, read_manifest
 from training.server import Server, sample_policy
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from data.records import InputError, Message
 from training.base import Base
-from training.batches import Group, Pack, encode_response, per_response
+from training.batches import Group, Pack, per_response
+from training.chat_template import decode, encode_prompt, encode_response
 from training.models import load_classifier
-from training.rollout import decode, encode_prompt
 from training.run import read_manifest
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from data.records import InputError, Prompt
 from training.base import Base
 from training.batches import Group
+from training.chat_template import decode
 from training.config import PPOConfig
 from training.reward_model import in_words_of, load_reward_model
-from training.rollout import decode
 
 
 class Reward(NamedTuple):

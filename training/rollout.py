@@ -6,18 +6,17 @@ what else is in the batch, and a resumed run repeats exactly.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jinja2.exceptions import TemplateError
 from transformers import DynamicCache
 
 from data.records import InputError, Message
 from training.base import Base
+from training.chat_template import decode, encode_prompt
 
 GREEDY = 1e-5
 """Below this temperature the most likely token is taken; logits divided by less would overflow."""
@@ -137,40 +136,6 @@ def sample(
             )
             hidden, position = out.last_hidden_state[:, -1], position + 1
     return [results[i * repeats : (i + 1) * repeats] for i in range(count)]
-
-
-def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant's answer begins.
-
-    What people wrote is text even where it spells a control token. Raises InputError where the template refuses.
-    """
-    tokenizer = base.tokenizer
-    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-    hostile = any(token in turn["content"] for turn in turns for token in tokenizer.all_special_tokens)
-    marks = [f"\ue000{number}\ue001" for number in range(len(turns))] if hostile else []
-    shown = [turn | {"content": mark} for turn, mark in zip(turns, marks, strict=True)] if hostile else turns
-    try:
-        text = str(tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:  # the template's own complaint, or what it stumbles over
-        raise InputError(f"the model's chat template refuses this conversation: {error}") from None
-    if not hostile:
-        return _ids(tokenizer(text, add_special_tokens=False))
-    ids: list[int] = []
-    for place, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):  # in the template's order, which may drop turns
-        if place % 2:
-            ids += _ids(tokenizer(turns[int(part)]["content"], add_special_tokens=False, split_special_tokens=True))
-        else:
-            ids += _ids(tokenizer(part, add_special_tokens=False))
-    return ids
-
-
-def _ids(encoding: Any) -> list[int]:
-    return list(encoding["input_ids"])
-
-
-def decode(base: Base, ids: Sequence[int]) -> str:
-    """The text of a response, without its end token."""
-    return base.tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
 
 
 def stream(

@@ -65,7 +65,7 @@ def test_a_conversation_beyond_the_context_is_refused_before_sampling(talking: C
 
 
 def test_near_the_context_s_end_the_answer_gets_shorter(talking: Chat, workspace: Workspace) -> None:
-    from training.rollout import encode_prompt
+    from training.chat_template import encode_prompt
 
     base = talking.base()
     empty = len(encode_prompt(base, [{"role": "user", "content": ""}]))

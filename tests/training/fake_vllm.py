@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from training.base import Base
+from training.chat_template import decode
 from training.models import load_base
-from training.rollout import decode, sample, uniforms
+from training.rollout import sample, uniforms
 
 
 class FakeVLLM:

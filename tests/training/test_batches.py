@@ -19,13 +19,12 @@ from training.batches import (
     encode_demonstrations,
     encode_prompts,
     encode_rankings,
-    encode_response,
     pack,
     packs,
     per_response,
 )
+from training.chat_template import encode_prompt, encode_response
 from training.loop import token_log_probs
-from training.rollout import encode_prompt
 
 GROUPS = [
     Group([5, 6, 7, 8], [[20, 21, 22], [30], [40, 41, 42, 43, 2]]),

@@ -18,12 +18,12 @@ from training import advantages, ppo, reward
 from training.advantages import Control, Episode, Rollout
 from training.base import Base
 from training.batches import Group, encode_prompts, pack
+from training.chat_template import decode, encode_prompt
 from training.config import PPOConfig, RewardConfig
 from training.critic import load_critic
 from training.models import load_base
 from training.reward_model import Score
 from training.rewards import load_reward
-from training.rollout import decode, encode_prompt
 from training.run import checkpoints, read_metrics
 
 FUNCTIONS = """

@@ -13,10 +13,10 @@ import torch
 from data.formats import write_rows
 from training.__main__ import main
 from training.batches import encode_response
+from training.chat_template import encode_prompt
 from training.config import DEFAULT_MODEL
 from training.default_model import default_model_folder
 from training.models import load_base
-from training.rollout import encode_prompt
 
 MESSAGES = [{"role": "user", "content": "Which of the two is larger, three or five?"}]
 RESPONSES = ["Five is larger than three, by two.", "Three."]

@@ -8,10 +8,11 @@ import torch
 
 from data.records import InputError
 from training.batches import Group, packs
+from training.chat_template import encode_prompt
 from training.config import SFTConfig
 from training.generate import sample_all
 from training.loop import token_log_probs
-from training.rollout import choose, encode_prompt, sample, stream, uniforms
+from training.rollout import choose, sample, stream, uniforms
 
 
 def draws(count, prompts, length=8, seed=0):

@@ -13,8 +13,9 @@ from tests.tiny import make_tiny_model, make_toy_model
 from tests.training.fake_vllm import FakeVLLM
 from training import server as module
 from training.__main__ import main
+from training.chat_template import decode, encode_prompt
 from training.config import PPOConfig, SFTConfig, server_address
-from training.rollout import decode, encode_prompt, sample, uniforms
+from training.rollout import sample, uniforms
 from training.run import checkpoints, read_metrics
 from training.server import Server, request_seed, sample_policy
 
