@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,3 +59,16 @@ class TokenLogProbs(torch.autograd.Function):
         if len(saved) > 1:
             total = total + grads[1][:, None].to(saved[1].dtype) * saved[1]
         return total, None, None, None, None, None, None
+
+
+def kl_per_token(logits: Callable[[Tensor], Tensor], policy: Tensor, reference: Tensor, chunk: int = 256) -> Tensor:
+    """KL(π ‖ π_ref) (N,) in nats between next-token distributions: Σ_v p (log p - log q), over the whole vocabulary.
+
+    `policy`, `reference` (N, d): the hidden states that predict each token; `logits`: what the output layer makes of
+    them.
+    """
+    parts = []
+    for p_hidden, q_hidden in zip(policy.split(chunk), reference.split(chunk), strict=True):
+        log_p, log_q = (torch.log_softmax(logits(hidden).float(), dim=-1) for hidden in (p_hidden, q_hidden))
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(parts)

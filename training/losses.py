@@ -61,12 +61,33 @@ def plackett_luce(score: Tensor, alternatives: Tensor) -> Tensor:
     return score.masked_fill(~alternatives, -torch.inf).logsumexp(-1) - score
 
 
-def dpo(difference: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO's loss of each comparison, arXiv:2305.18290, eq. 7; smoothing: conservative DPO.
+# In DPO's losses `difference` (C,) is (log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l)): log-probabilities
+# summed over the response's tokens, or averaged where the caller normalises by length. β · difference is then a
+# difference of rewards as above.
 
-    `difference` (C,) = (log π(y_w) - log π_ref(y_w)) - (log π(y_l) - log π_ref(y_l)), sums over response tokens.
+
+def dpo(difference: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-log σ(β d), arXiv:2305.18290, eq. 7; with smoothing conservative DPO (E. Mitchell 2023)."""
+    return smoothed(bradley_terry, beta * difference, label_smoothing)
+
+
+def robust_dpo(difference: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """[(1 - ε) L(d) - ε L(-d)] / (1 - 2ε) with L(d) = -log σ(β d) and ε < ½, arXiv:2403.00409.
+
+    Its expectation over labels of which a share ε is the wrong way round is L of the right ones.
     """
-    return -(1 - label_smoothing) * logsigmoid(beta * difference) - label_smoothing * logsigmoid(-beta * difference)
+    right, wrong = bradley_terry(beta * difference), bradley_terry(-beta * difference)
+    return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+
+
+def ipo(difference: Tensor, beta: float) -> Tensor:
+    """(d - 1 / (2β))², arXiv:2310.12036, eq. 17, where β is called τ. Of sums, as there; some libraries average."""
+    return (difference - 1 / (2 * beta)).square()
+
+
+def hinge(difference: Tensor, beta: float) -> Tensor:
+    """max(0, 1 - β d): SLiC's loss (arXiv:2305.10425) of log-ratios to the reference (arXiv:2309.06657)."""
+    return torch.relu(1 - beta * difference)
 
 
 def calibration_error(difference: Tensor, bins: int = 10) -> float:

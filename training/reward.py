@@ -7,7 +7,7 @@ the whole order instead (the best is chosen among all, the next among the rest, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from data.preferences import Comparison
 from training import losses, processes
 from training.base import Base
 from training.batches import Group, Pack, encode_rankings, per_response
-from training.config import RewardConfig
+from training.config import DPOConfig, RewardConfig
 from training.loop import Tally, fit, hold_out, load_policy
 from training.reward_model import load_head, new_head, scores
 from training.run import Run, read_manifest
+
+OutcomeLoss = Callable[[Tensor], Tensor]
 
 
 def counted(group: Group, ties: bool) -> list[Comparison]:
@@ -52,9 +54,9 @@ class Pairs:
         )
 
 
-def pair_losses(config: RewardConfig, difference: Tensor, pairs: Pairs) -> Tensor:
-    """Loss (C,) of each comparison from its score difference (C,)."""
-    win, tie = {
+def outcome_losses(config: RewardConfig | DPOConfig) -> tuple[OutcomeLoss, OutcomeLoss]:
+    """(loss of a win, loss of a tie) as functions of the difference in reward, under the configured model of ties."""
+    return {
         "rao-kupper": (
             lambda d: losses.rao_kupper_win(d, config.tie_threshold),
             lambda d: losses.rao_kupper_tie(d, config.tie_threshold),
@@ -64,6 +66,11 @@ def pair_losses(config: RewardConfig, difference: Tensor, pairs: Pairs) -> Tenso
             lambda d: losses.davidson_tie(d, config.tie_prevalence),
         ),
     }.get(config.ties, (losses.bradley_terry, losses.half_win))
+
+
+def pair_losses(config: RewardConfig, difference: Tensor, pairs: Pairs) -> Tensor:
+    """Loss (C,) of each comparison from its score difference (C,)."""
+    win, tie = outcome_losses(config)
     margin = pairs.margin if config.use_margin else 0.0
     won = losses.smoothed(lambda d: win(d - margin), difference, config.label_smoothing)
     return torch.where(pairs.tie, tie(difference), won)

@@ -1,4 +1,8 @@
-"""Supervised fine-tuning: the next-token loss on what the assistant says, and on nothing else."""
+"""Supervised fine-tuning: the next-token loss on what the assistant says, and on nothing else.
+
+Demonstrations are packed as everywhere (`training.batches`): several stand in one forward of `tokens_per_forward`, none
+sees another, and none is cut or padded.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from data.formats import read_demonstrations
+from training import processes
 from training.base import Base
 from training.batches import Group, Pack, encode_demonstrations, packs
 from training.config import SFTConfig
@@ -26,18 +31,22 @@ class Imitation:
         return float(sum(sum(targets) for group in groups for targets in group.targets if targets))
 
     def loss(self, pack: Pack) -> tuple[Tensor, Tally]:
-        """Sum over the pack's tokens."""
+        """Sum over the pack's tokens. `tokens` and `packing/fill` are of a forward: what it learns from, and the share
+        of its room that is taken; what is not taken is not computed either.
+        """
         hidden = self.base.hidden(**pack.inputs())[0, pack.predictors]
         log_probs, _ = token_log_probs(self.base, hidden, pack.targets)
-        return -log_probs.sum(), {"tokens": (len(pack.targets), 1)}
+        taken = pack.input_ids.shape[1]
+        fill = taken / max(taken, self.config.tokens_per_forward)
+        return -log_probs.sum(), {"tokens": (len(pack.targets), 1), "packing/fill": (fill, 1)}
 
     def evaluate(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Mean loss over the held-out tokens."""
+        """Mean loss over the held-out tokens, in nats."""
         tallies: list[Tally] = []
-        for pack in packs(groups, self.config.tokens_per_forward, self.base.device):
+        for pack in packs(processes.share(groups), self.config.tokens_per_forward, self.base.device):
             loss, tally = self.loss(pack)
             tallies.append({"loss": (float(loss), tally["tokens"][0])})
-        return means(tallies)
+        return means(processes.gather(tallies))
 
     def state(self) -> dict[str, Any]:
         """Nothing to remember."""

@@ -20,7 +20,7 @@ RICH_PPO = ["--value-model", "adapter", "--value-warmup", 1, "--normalise-reward
             "--kl-horizon", 20, "--kl-placement", "loss", "--kl-estimator", "k3", "--entropy-coefficient", 0.01,
             "--stop-kl", 0.01, "--missing-eos-penalty", 0.1, "--batch-size", 10, "--samples-per-prompt", 2]  # fmt: skip
 """Everything in PPO that looks at more than one process's share."""
-UNEQUAL = {"time", "tokens"}
+UNEQUAL = {"time", "tokens", "packing/fill"}
 """What one process and two need not share: the clock, and means over forwards, of which two processes make more."""
 
 

@@ -1,5 +1,6 @@
 """The invariants of step 0 on the default model itself, in fp32: what a tiny random model could hide."""
 
+import math
 import signal
 
 import pytest
@@ -10,7 +11,8 @@ from data.formats import parse_ranking, write_rows
 from training import ppo
 from training.base import Base
 from training.batches import encode_rankings, packs, per_response
-from training.config import DEFAULT_MODEL, PPOConfig, RewardConfig
+from training.config import DEFAULT_MODEL, DPOConfig, PPOConfig, RewardConfig
+from training.dpo import DirectPreference
 from training.loop import token_log_probs
 from training.models import load_base
 from training.reward_model import new_head, scores
@@ -123,3 +125,19 @@ def test_a_policy_that_starts_as_the_reference_has_no_kl_and_ratios_of_one(tmp_p
     assert row["policy/approxkl"] == row["policy/clipfrac"] == 0
     assert row["objective/kl"] == row["objective/kl_k3"] == 0
     assert row["objective/score"] > 0
+
+
+def test_dpo_begins_at_log_two_and_at_no_kl(real, tmp_path):
+    """The policy is a copy of its parent: exactly so in one layout, to rounding where the reference was kept."""
+    groups, _ = encode_rankings(real, [parse_ranking(row) for row in ROWS], 200)
+    real.save_adapter("policy", tmp_path)
+    together = DPOConfig(kl_prompts=2, kl_max_new_tokens=6)
+    objective = DirectPreference(real, together, real.attach(tmp_path))
+    with torch.no_grad(), real.using("policy"):
+        exact = objective.evaluate(groups)
+        singly = DirectPreference(real, DPOConfig(tokens_per_forward=16, kl_prompts=0), None, objective.known)
+        kept = singly.evaluate(groups)
+    assert exact["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert exact["kl"] == exact["rewards/margins"] == 0
+    assert kept["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert "kl" not in kept
