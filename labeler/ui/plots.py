@@ -63,6 +63,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "score difference",
             "How far preferred answers score above the others; grows slowly.",
         ),
+        Panel(
+            "Agreement by length, held out",
+            ("eval/accuracy/chosen-longer", "eval/accuracy/chosen-shorter"),
+            "share of comparisons",
+            "Alike is good. Far apart, the model has learned to like length.",
+        ),
     ),
     "dpo": (
         Panel(
@@ -89,17 +95,23 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "nats × beta",
             "Both may fall; what counts is that chosen stays above rejected.",
         ),
+        Panel(
+            "Distance from the reference",
+            ("eval/kl",),
+            "nats per answer, held out",
+            "Grows from 0. Where it shoots up the policy strays: raise beta or lower the learning rate.",
+        ),
     ),
     "ppo": (
         Panel(
             "Score",
-            ("objective/score",),
+            ("objective/score", "eval/score"),
             "reward model's score",
             "Rises, then flattens. Read the answers too: a score can rise while answers get worse.",
         ),
         Panel(
             "Distance from the reference",
-            ("objective/kl",),
+            ("objective/kl", "eval/kl"),
             "nats per answer",
             "Grows slowly from 0; a little below 0 is noise. Above some 10 to 20 expect odd text: raise beta.",
         ),
@@ -116,7 +128,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 }
 """The key metrics of each method, the most telling first."""
 
-SHORT_NAMES = {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
+SHORT_NAMES = {
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "eval/accuracy/chosen-longer": "the longer was chosen",
+    "eval/accuracy/chosen-shorter": "the shorter was chosen",
+}
 
 
 def series(metrics: Iterable[dict[str, Any]], name: str) -> Points:
