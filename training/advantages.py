@@ -57,7 +57,7 @@ class Rollout:
 
 
 @dataclass
-class Control:
+class Running:
     """What one update hands to the next beside the weights; part of a checkpoint's state."""
 
     beta: float
@@ -85,11 +85,11 @@ class Control:
         return dict(vars(self))
 
 
-def shaped_rewards(rollout: Rollout, config: PPOConfig, control: Control, mean: float, std: float) -> Tensor:
+def shaped_rewards(rollout: Rollout, config: PPOConfig, running: Running, mean: float, std: float) -> Tensor:
     """Rewards (B, T) as they are learned from: normalised by `mean` and `std`, clipped, less penalty and KL."""
     if config.normalise_rewards == "running":
-        control.see(rollout.scores)
-        mean, std = control.mean, control.std
+        running.see(rollout.scores)
+        mean, std = running.mean, running.std
     elif config.normalise_rewards == "none":
         mean, std = 0.0, 1.0
     width = rollout.rewards.shape[1]
@@ -102,7 +102,7 @@ def shaped_rewards(rollout: Rollout, config: PPOConfig, control: Control, mean: 
     if config.kl_placement == "loss":
         return rewards
     kl = policy_gradient.kl_estimate(rollout.log_probs - rollout.reference, config.kl_estimator)
-    return policy_gradient.kl_shaped_rewards(rewards, kl, rollout.lengths, control.beta)
+    return policy_gradient.kl_shaped_rewards(rewards, kl, rollout.lengths, running.beta)
 
 
 def advantages_and_returns(rewards: Tensor, rollout: Rollout, config: PPOConfig) -> tuple[Tensor, Tensor]:
@@ -124,17 +124,17 @@ def advantages_and_returns(rewards: Tensor, rollout: Rollout, config: PPOConfig)
 
 
 def estimate_advantages(
-    rollout: Rollout, config: PPOConfig, control: Control, score_mean: float, score_std: float
+    rollout: Rollout, config: PPOConfig, running: Running, score_mean: float, score_std: float
 ) -> dict[str, float]:
     """Fill in the rollout's advantages and returns, and adapt β for the next update; returns the rollout's metrics."""
-    rewards = shaped_rewards(rollout, config, control, score_mean, score_std)
+    rewards = shaped_rewards(rollout, config, running, score_mean, score_std)
     advantages, returns = advantages_and_returns(rewards, rollout, config)
     if config.whiten_advantages:
         advantages = policy_gradient.whiten(advantages, rollout.mask)
     rollout.advantages, rollout.returns = advantages, returns
     metrics = rollout_metrics(rollout) | {
         "objective/rlhf_reward": float(rewards.sum(1).mean()),
-        "objective/beta": control.beta,
+        "objective/beta": running.beta,
     }
     if config.uses_critic:
         values, targets = rollout.values[rollout.here], returns[rollout.here]
@@ -143,7 +143,7 @@ def estimate_advantages(
         metrics["val/explained_variance"] = float(1 - (targets - values).var() / variance) if variance > 0 else 0.0
     if config.kl_target:
         kl = metrics["objective/kl"]
-        control.beta = policy_gradient.adapt_beta(control.beta, kl, config.kl_target, len(rewards), config.kl_horizon)
+        running.beta = policy_gradient.adapt_beta(running.beta, kl, config.kl_target, len(rewards), config.kl_horizon)
     return metrics
 
 

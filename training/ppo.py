@@ -27,7 +27,7 @@ from torch import Tensor
 from data.formats import read_prompts
 from data.records import Prompt
 from training import policy_gradient, processes
-from training.advantages import Control, Episode, Rollout, estimate_advantages, rollout_metrics
+from training.advantages import Episode, Rollout, Running, estimate_advantages, rollout_metrics
 from training.base import Base
 from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
 from training.chat_template import decode
@@ -95,13 +95,13 @@ def _optimise(
     if critic:
         learned.append((critic.parameters(), config.value_learning_rate))
     optimizer = Optimizer(config, learned, total * config.ppo_epochs * config.minibatches)
-    control = Control(config.beta)
+    running = Running(config.beta)
     metrics: dict[str, float] = {}
     done, checkpoint = 0, None
     if state:
         done, checkpoint = int(state["step"]), state["checkpoint"]
         optimizer.adam.load_state_dict(state["optimizer"])
-        control = Control(**state["control"])
+        running = Running(**state["running"])
         metrics = read_manifest(checkpoint)["metrics"]  # what a run that is resumed at its end ends with
 
     def save(update: int) -> Path:
@@ -110,7 +110,7 @@ def _optimise(
             if critic:
                 critic.save(folder)
 
-        state = {"step": update, "optimizer": optimizer.adam.state_dict(), "control": control.state()}
+        state = {"step": update, "optimizer": optimizer.adam.state_dict(), "running": running.state()}
         return run.save_checkpoint(
             update,
             write,
@@ -133,8 +133,8 @@ def _optimise(
     for update in range(done + 1, total + 1):
         chosen = [prompts[i] for i in batch_of_step(len(prompts), per_update, update, config.seed)]
         rollout, minibatches = play(models, config, chosen, records, update, config.minibatches)
-        beta = control.beta
-        metrics = estimate_advantages(rollout, config, control, models.reward.mean, models.reward.std)
+        beta = running.beta
+        metrics = estimate_advantages(rollout, config, running, models.reward.mean, models.reward.std)
         metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update)
         wishes = run.listen()
         last = update == total or wishes.stop

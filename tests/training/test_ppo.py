@@ -15,7 +15,7 @@ from data.records import InputError
 from tests import toy as enumerable
 from tests.tiny import make_toy_model
 from training import advantages, ppo, reward
-from training.advantages import Control, Episode, Rollout
+from training.advantages import Episode, Rollout, Running
 from training.base import Base
 from training.batches import Group, encode_prompts, pack
 from training.chat_template import decode, encode_prompt
@@ -165,26 +165,26 @@ def episodes(*rewards: list[float], values: list[list[float]] | None = None, end
 def test_rewards_are_normalised_then_clipped_then_charged():
     rollout = episodes([0.0, 0.0, 7.0], [3.0], ended=False)
     config = PPOConfig(reward_clip=1.5, missing_eos_penalty=0.25, beta=0.5)
-    found = advantages.shaped_rewards(rollout, config, Control(0.5), mean=5.0, std=1.0)
+    found = advantages.shaped_rewards(rollout, config, Running(0.5), mean=5.0, std=1.0)
     # (7 - 5) clipped to 1.5, (3 - 5) to -1.5; 0.25 off at the end; 0.5 · 0.1 off at each token
     expected = torch.tensor([[-0.05, -0.05, 1.5 - 0.25 - 0.05], [-1.5 - 0.25 - 0.05, 0.0, 0.0]])
     torch.testing.assert_close(found * rollout.mask, expected)
     in_the_loss = PPOConfig(beta=0.5, kl_placement="loss", kl_estimator="k3", normalise_rewards="none")
-    found = advantages.shaped_rewards(rollout, in_the_loss, Control(0.5), mean=5.0, std=1.0)
+    found = advantages.shaped_rewards(rollout, in_the_loss, Running(0.5), mean=5.0, std=1.0)
     torch.testing.assert_close(found, rollout.rewards)
 
 
 def test_running_statistics_are_those_of_all_scores_so_far():
     batches = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * 3 + 2 for n in (5, 1, 12)]
-    control = Control(0.1)
+    running = Running(0.1)
     for batch in batches:
-        control.see(batch)
+        running.see(batch)
     everything = torch.cat(batches).double()
-    assert control.mean == pytest.approx(float(everything.mean()), rel=1e-12)
-    assert control.std == pytest.approx(float(everything.std()), rel=1e-12)
-    assert Control(**control.state()) == control
+    assert running.mean == pytest.approx(float(everything.mean()), rel=1e-12)
+    assert running.std == pytest.approx(float(everything.std()), rel=1e-12)
+    assert Running(**running.state()) == running
     rollout = episodes([1.0, 1.0], [0.0, 4.0])
-    found = advantages.shaped_rewards(rollout, PPOConfig(normalise_rewards="running", beta=0), Control(0), 9, 9)
+    found = advantages.shaped_rewards(rollout, PPOConfig(normalise_rewards="running", beta=0), Running(0), 9, 9)
     # sums 2 and 4: mean 3, deviation √2; a reward along the way is scaled, the mean comes off once
     torch.testing.assert_close(found, torch.tensor([[1.0, -2.0], [0.0, 1.0]]) / 2**0.5)
 
@@ -345,7 +345,7 @@ def test_a_critic_starts_as_the_reward_model_or_the_parents(toy, toy_model):
 
 def test_samples_are_written_at_their_interval_and_held_out_prompts_judged(toy):
     write_rows(toy.folder / "held.jsonl", [{"prompt": "three two"}, {"prompt": "four one"}])
-    toy.run(max_steps=5, sample_every=2, eval_every=4, validation_data=str(toy.folder / "held.jsonl"))
+    toy.run(max_steps=5, sample_every=2, eval_every=4, save_every=5, validation_data=str(toy.folder / "held.jsonl"))
     lines = [json.loads(line) for line in (toy.folder / "run" / "samples.jsonl").read_text().splitlines()]
     assert sorted({line["step"] for line in lines}) == [1, 2, 4, 5]
     for line in lines:
