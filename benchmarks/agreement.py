@@ -33,9 +33,11 @@ from training.base import Base
 from training.batches import batch_of_step, encode_rankings
 from training.config import DEFAULT_MODEL, TrainingConfig
 from training.default_model import cache_folder
-from training.models import load_base, set_threads
+from training.files import write_json
+from training.models import load_base
+from training.processes import set_threads
 from training.reward_model import new_head
-from training.run import read_metrics, write_json
+from training.run import read_metrics
 
 TRL = "1.16.0"
 Step = dict[str, float]
