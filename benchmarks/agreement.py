@@ -54,10 +54,11 @@ SETTINGS: dict[str, Any] = {
     "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
 }
-BETA = 0.1
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "reward": ("reward", {}),
-    "dpo-sigmoid": ("dpo", {"beta": BETA}),
+    "dpo-sigmoid": ("dpo", {"beta": 0.1, "loss": "sigmoid"}),
+    "dpo-ipo": ("dpo", {"beta": 5.0, "loss": "ipo", "length_normalised": True}),  # TRL has no other
+    "dpo-hinge": ("dpo", {"beta": 0.1, "loss": "hinge"}),
 }
 
 

@@ -67,7 +67,7 @@ def preferences(job: Job) -> dict[str, Any]:
         trainer = RewardTrainer(model=model, args=RewardConfig(**common), train_dataset=data, **rest)
     else:
         data = Dataset.from_list([{f"{k}_ids": r[k] for k in ("prompt", "chosen", "rejected")} for r in rows])
-        config = DPOConfig(beta=job["beta"], loss_type=[job.get("loss", "sigmoid")], **common)
+        config = DPOConfig(beta=job["beta"], loss_type=[job["loss"]], **common)
         model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
         trainer = TokenisedDPOTrainer(model=model, args=config, train_dataset=data, **rest)
     load_start(trainer.model, job["start"])
