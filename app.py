@@ -36,6 +36,12 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--port", default=os.environ.get("PORT") or "7860", help="PORT; default 7860")
     parser.add_argument("--workspace", default=os.environ.get("WORKSPACE") or "workspace", help="WORKSPACE; a folder")
     parser.add_argument("--base-model", default=os.environ.get("BASE_MODEL") or DEFAULT_MODEL, help="BASE_MODEL")
+    parser.add_argument(
+        "--launcher",
+        default=os.environ.get("LAUNCHER") or "",
+        help="LAUNCHER; what starts a training run in place of this python: 'accelerate launch --num_processes 2', "
+        "'srun python', 'ssh host /path/.venv/bin/python'",
+    )
     return parser.parse_args()
 
 
@@ -62,7 +68,7 @@ def main() -> int:
     options = settings()
     try:
         listener = listen(options.host, options.port)
-        workspace = open_workspace(options.workspace, options.base_model)
+        workspace = open_workspace(options.workspace, options.base_model, launcher=options.launcher)
         check_host(workspace, options.host)
         app = create_app(workspace, options.host)
         worker = Worker(workspace)

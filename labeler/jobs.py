@@ -245,12 +245,30 @@ def close(store: Store, job_id: str, state: str, error: str | None, result: dict
 
 
 def command(workspace: Workspace, job: Job) -> list[str]:
-    """The run's command, with absolute paths."""
+    """The run's command, with absolute paths. The workspace's launcher takes the place of this python."""
     folder = (workspace.runs_folder / job.id).resolve()
-    words = [*PROGRAM, job.method, "--config", str(folder / "config.json"), "--output", str(folder)]
+    python, *program = PROGRAM
+    words = [
+        *(_launcher(workspace) or [python]),
+        *program,
+        job.method,
+        "--config",
+        str(folder / "config.json"),
+        "--output",
+        str(folder),
+    ]
     if job.resume and run.checkpoints(folder):
         words.append("--resume")
     return words
+
+
+def _launcher(workspace: Workspace) -> list[str]:
+    """The launcher's words; a program beside this python (accelerate) is found there even where no PATH names it."""
+    if not workspace.launcher:
+        return []
+    first, *others = workspace.launcher
+    beside = Path(sys.executable).with_name(first)
+    return [str(beside) if "/" not in first and beside.is_file() else first, *others]
 
 
 def command_line(workspace: Workspace, job: Job) -> str:

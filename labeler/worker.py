@@ -24,6 +24,7 @@ from labeler import checkpoints, jobs
 from labeler.jobs import Job
 from labeler.workspace import Workspace
 from training import run
+from training.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ GRACE_SECONDS = 60.0
 """How long a run may take to save its checkpoint after it was asked to stop."""
 ASK_AGAIN_SECONDS = 5.0
 """A signal that came before the trainer listened is lost, so it is repeated."""
+CONTROL = "control.json"
+"""What the trainer reads between steps. It reaches a run behind a launcher, which would be cut short by a signal."""
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """The processes that this process started and has not reaped yet, whichever Worker object did."""
@@ -112,6 +115,8 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(jobs.PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
         }
+        (folder / CONTROL).unlink(missing_ok=True)  # what was asked of the run before
+        self._asked.pop(job.id, None)
         try:
             with open(folder / "log.txt", "ab") as output:
                 output.write(f"$ {jobs.command_line(self.workspace, job)}\n".encode())
@@ -145,15 +150,34 @@ class Worker:
         elif job.stop_requested_at is not None:
             overdue = time.time() - job.stop_requested_at > self.grace
             if overdue or time.monotonic() - self._asked.get(job.id, -math.inf) > ASK_AGAIN_SECONDS:
+                first = job.id not in self._asked
                 self._asked[job.id] = time.monotonic()
-                _signal_group(job.pid, signal.SIGKILL if overdue else signal.SIGTERM)
+                self._ask_to_stop(job.pid, folder, first, overdue)
+
+    def _ask_to_stop(self, pid: int, folder: Path, first: bool, overdue: bool) -> None:
+        """By control.json, and by SIGTERM where no launcher stands between; then by SIGKILL, its workers too.
+
+        A launcher passes SIGTERM on, but kills the run 30 s later; ssh dies of it and leaves the run alone.
+        """
+        if overdue:
+            _kill(pid)
+            return
+        if first:
+            write_json(folder / CONTROL, {"stop": True})
+        if not self.workspace.launcher:
+            _signal_group(pid, signal.SIGTERM)
 
     def _find(self, job: Job, folder: Path) -> Job:
         """The worker that claimed this job died before it noted the process: find it, or put the job back."""
-        for process in psutil.process_iter(["pid", "create_time", "cmdline"]):
-            if _belongs(process.info["cmdline"] or [], folder):
-                jobs.set_process(self.workspace.store, job.id, process.info["pid"], process.info["create_time"])
-                return jobs.get(self.workspace.store, job.id)
+        found = [
+            process.info
+            for process in psutil.process_iter(["pid", "create_time", "cmdline"])
+            if _belongs(process.info["cmdline"] or [], folder)
+        ]
+        if found:
+            first = min(found, key=lambda info: info["create_time"])  # a launcher comes before its workers
+            jobs.set_process(self.workspace.store, job.id, first["pid"], first["create_time"])
+            return jobs.get(self.workspace.store, job.id)
         jobs.requeue(self.workspace.store, job.id)
         return job
 
@@ -248,6 +272,20 @@ def _is_alive(job: Job, folder: Path) -> bool:
 def _exit_code(pid: int | None) -> int | None:
     child = _children.pop(pid, None) if pid is not None else None
     return child.poll() if child is not None else None
+
+
+def _kill(pid: int) -> None:
+    """End a process group, and the sessions that a launcher started for its workers."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        below = []
+    _signal_group(pid, signal.SIGKILL)
+    for process in below:
+        try:
+            process.kill()
+        except psutil.Error:
+            log.info("process %s is gone", process.pid)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

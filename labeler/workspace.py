@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,16 @@ DATABASE_NAME = "preferences.sqlite"
 
 @dataclass(frozen=True)
 class Workspace:
-    """An open workspace. `base_model` is the name or folder of the model that training and chat start from."""
+    """An open workspace. `base_model` is the name or folder of the model that training and chat start from.
+
+    `launcher` are the words that start a run in place of this python (accelerate launch, srun python, ssh host python).
+    """
 
     folder: Path
     base_model: str
     store: Store
     base_checkpoint_id: int
+    launcher: tuple[str, ...] = ()
 
     @property
     def runs_folder(self) -> Path:
@@ -34,12 +39,18 @@ class Workspace:
         return self.folder / "snapshots"
 
 
-def open_workspace(folder: Path | str, base_model: str, seed_file: Path | None = SEED_FILE) -> Workspace:
+def open_workspace(
+    folder: Path | str, base_model: str, seed_file: Path | None = SEED_FILE, launcher: str = ""
+) -> Workspace:
     """Open the workspace; make, migrate and seed it where that has not been done.
 
     Raises InputError with the remedy where the folder or the database cannot be used.
     """
     folder = Path(folder).expanduser().resolve()
+    try:
+        words = tuple(shlex.split(launcher))
+    except ValueError as error:
+        raise InputError(f"LAUNCHER={launcher} is no command ({error}); quote it as in a shell") from None
     try:
         for path in (folder, folder / "runs", folder / "snapshots"):
             path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +64,7 @@ def open_workspace(folder: Path | str, base_model: str, seed_file: Path | None =
         ) from None
     store = Store(folder / DATABASE_NAME)
     base_checkpoint_id = _base_checkpoint(store, base_model)
-    workspace = Workspace(folder, base_model, store, base_checkpoint_id)
+    workspace = Workspace(folder, base_model, store, base_checkpoint_id, words)
     if seed_file is not None and seed_file.exists() and not scalar(store.db, "SELECT count(*) FROM prompts"):
         import_file(store, seed_file, local_owner(store), source="seed")
     return workspace

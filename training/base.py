@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Base:
         self._active = ActiveAdapter()
         self._attached: dict[tuple[Path, int], str] = {}
         self._sha256 = ""
+        self.before_backward: Callable[[], None] | None = None
         self.model.requires_grad_(False)
 
     @property
@@ -94,9 +95,20 @@ class Base:
         with self.lock, self._active.using(adapter):
             yield
 
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter that is applied now."""
+        return self._active.name
+
     def hidden(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Last hidden states (batch, length, d), after the final norm; `inputs` as the decoder takes them."""
         return self.model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss of hidden states."""
+        if self.before_backward:
+            self.before_backward()
+        loss.backward()
 
     def checkpoint_gradients(self) -> None:
         """Save memory in training: compute each layer again in the backward pass. Call once."""

@@ -150,6 +150,10 @@ class TrainingConfig:
         0, "Processor threads of each process; 0 means: the cores, divided among the processes.", section="Machine",
         minimum=0,
     )  # fmt: skip
+    shard_base: bool = knob(
+        False, "Split the frozen base over the processes of the launch, for models that one device cannot hold.",
+        section="Machine",
+    )  # fmt: skip
     gradient_checkpointing: bool = knob(
         False, "Compute each layer again in the backward pass instead of keeping its activations: less memory, slower.",
         section="Machine",

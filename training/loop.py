@@ -19,6 +19,7 @@ from training.config import TrainingConfig
 from training.log_probs import TokenLogProbs
 from training.models import load_base
 from training.run import Run, every, read_manifest
+from training.sharding import shard
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 Tally = Mapping[str, tuple[float, float]]
@@ -55,6 +56,8 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
         run.say("accelerate launch started ONE process: without several GPUs it needs --multi_gpu to start more")
     run.say(f"loading {config.base_model}")
     base = load_base(config.base_model, config.dtype, config.device)
+    if config.shard_base:
+        shard(base)
     if config.gradient_checkpointing:
         base.checkpoint_gradients()
     newest = run.newest() if run.resume else None
@@ -212,7 +215,7 @@ def fit(
         with base.using("policy"):
             for forward in packs(processes.share(batch), config.tokens_per_forward, base.device):
                 loss, tally = objective.loss(forward)
-                (loss / denominator).backward()
+                base.backward(loss / denominator)
                 results.append((float(loss.detach()), tally))
         results = processes.gather(results)
         metrics = {"loss": sum(loss for loss, _ in results) / denominator} | means(tally for _, tally in results)

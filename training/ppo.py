@@ -259,7 +259,7 @@ def _learn(
         for part in minibatch.parts:
             with models.base.using("policy"):
                 loss, numbers = _loss(models, config, rollout, part, beta, critic_only)
-                (loss / minibatch.tokens).backward()
+                models.base.backward(loss / minibatch.tokens)
             for name, value in (numbers | {"loss": float(loss.detach())}).items():
                 sums[name] = sums.get(name, 0.0) + value / minibatch.tokens
         sums = processes.add_up(sums)

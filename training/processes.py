@@ -8,7 +8,7 @@ keyed by what they are for, never by the process. Only the main process writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,14 +22,24 @@ from data.records import InputError
 T = TypeVar("T")
 
 
+_settle: list[Callable[[], None]] = []
+
+
 class PeerLost(InputError):
     """Another process of this run ended, so that nothing can be summed any more."""
+
+
+def before_talking(settle: Callable[[], None]) -> None:
+    """Have this done before every message."""
+    _settle.append(settle)
 
 
 @contextmanager
 def _talking() -> Iterator[None]:
     """A message between the processes; says plainly when there is nobody at the other end."""
     try:
+        for settle in _settle:
+            settle()
         yield
     except RuntimeError as error:
         raise PeerLost(

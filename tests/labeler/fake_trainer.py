@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.run import write_json
+from training.files import write_json
 
 
 def main() -> int:

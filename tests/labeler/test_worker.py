@@ -14,12 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.records import InputError
 from labeler import checkpoints, jobs, worker
 from labeler.jobs import Job
 from labeler.users import local_owner
 from labeler.worker import Worker
-from labeler.workspace import Workspace
-from tests.labeler.studio import FAKE_TRAINER, small_workspace, wait_for
+from labeler.workspace import Workspace, open_workspace
+from tests.labeler.studio import FAKE_TRAINER, rank, small_workspace, wait_for
+from training import run
 
 FAKE_PROGRAM = (sys.executable, str(FAKE_TRAINER))
 
@@ -317,3 +319,50 @@ def test_a_status_from_before_the_resume_does_not_count(workspace: Workspace) ->
     assert worker.outcome(job, folder, 1)[0] == "failed"
     (folder / "status.json").write_text(f'{{"state": "finished", "updated_at": {time.time() + 1}}}')
     assert worker.outcome(job, folder, 0)[0] == "finished"
+
+
+def test_a_launcher_takes_the_place_of_python_and_the_run_stops_by_its_folder(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real processes under accelerate; SIGTERM would have the launcher kill them 30 s later."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(worker, "_signal_group", lambda *_: pytest.fail("a signal was sent"))
+    launcher = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
+    workspace = open_workspace(tmp_path, str(tiny_model), seed_file=None, launcher=launcher)
+    rank(workspace, 4)
+    job_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {"max_steps": 100_000, "lora_rank": 2})
+    one = Worker(workspace, grace=120)
+    one.tick()
+    folder = workspace.runs_folder / job_id
+    try:
+        wait_for(lambda: len(run.read_metrics(folder)) > 2, 180)
+        log = (folder / "log.txt").read_text()
+        assert "accelerate launch --multi_gpu --num_processes 2" in log.splitlines()[0]
+        assert f"-m training dpo --config {folder}/config.json" in log.splitlines()[0]
+        job = jobs.get(workspace.store, job_id)
+        assert job.pid is not None
+        workers = psutil.Process(job.pid).children(recursive=True)
+        assert len([p for p in workers if str(folder) in p.cmdline()]) == 2
+        jobs.request_stop(workspace.store, job_id)
+
+        def ended() -> bool:
+            one.tick()
+            return jobs.get(workspace.store, job_id).state != "running"
+
+        wait_for(ended, 120)
+        assert jobs.get(workspace.store, job_id).state == "stopped"
+        assert run.checkpoints(folder)
+        assert not (folder / "control.json").exists()
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if str(folder) in (process.info["cmdline"] or []):
+                process.kill()
+
+
+def test_a_launcher_s_words_are_read_as_a_shell_reads_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="LAUNCHER=srun 'python is no command"):
+        open_workspace(tmp_path, "no-model", seed_file=None, launcher="srun 'python")
+    workspace = open_workspace(tmp_path, "no-model", seed_file=None, launcher="ssh host '/a b/python'")
+    rank(workspace, 1)
+    job = jobs.get(workspace.store, create(workspace))
+    assert jobs.command(workspace, job)[:5] == ["ssh", "host", "/a b/python", "-m", "training"]

@@ -97,6 +97,17 @@ def test_two_processes_give_the_numbers_of_one(method, more, command, launch, ar
     assert read_status(tmp_path / "two")["state"] == "finished"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_base_that_is_split_over_two_processes_gives_the_same_numbers(method, command, launch, arguments, tmp_path):
+    """DPO's processes remember different references, PPO's sample for different lengths: none may wait forever."""
+    steps = ("--max-steps", 5, "--tokens-per-forward", 100, "--validation-fraction", 0.2, "--lora-layers", 1)
+    more = ("--gradient-checkpointing",) if method == "reward" else ()
+    two = launch(*arguments(method, "two", *steps, *more, "--shard-base"))
+    command(*arguments(method, "one", *steps))
+    finished(two, tmp_path)
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
 def test_a_run_goes_on_with_another_number_of_processes(command, launch, arguments, tmp_path):
     steps = ("--save-every", 3, "--eval-every", 3)
     finished(launch(*arguments("dpo", "run", "--max-steps", 6, "--schedule", "constant", *steps)), tmp_path)
