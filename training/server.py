@@ -2,7 +2,7 @@
 
 Prompts travel as token ids, and vLLM (0.10.2 and later) sends back the very ids that it sampled: nothing is tokenised
 twice. A policy in training is shown to the server as a LoRA adapter in a folder that both can read. Every sample has a
-seed of its own, so what it is does not depend on the order in which the server answers.
+seed of its own; but vLLM's arithmetic follows what else is in its batch, so a run does not repeat token by token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ CONNECTIONS = 64
 """Requests under way at once; the server batches what is there."""
 TIMEOUT = httpx.Timeout(600, connect=10)
 OTHER_MODEL = 0.5
-"""Nats a token. Precision moves a log-probability by hundredths, another model by more than this."""
+"""Nats a token. vLLM in bf16 and the policy in fp32 were 0.03 to 0.06 apart; policy and base, once trained apart, 1.2
+to 2.7 (vLLM 0.32, SmolLM2-135M)."""
 
 
 class Completion(NamedTuple):
