@@ -153,6 +153,6 @@ def train(config: DPOConfig, resume: bool = False) -> dict[str, Any]:
         parent = config.from_checkpoint if config.reference == "parent" else None
         known = ReferenceLogProbs(cache_file(base, parent) if config.reference_cache else None, run.say)
         objective = DirectPreference(base, config, reference_adapter(base, config), known)
-        result = fit(run, config, base, objective, groups, held, resume=state)
+        result = fit(run, config, base, objective, groups, held, fitted, resume=state)
         known.save()
         return result

@@ -14,7 +14,7 @@ from data.preferences import split_by_prompt
 from data.records import Demonstration, InputError, Prompt, Ranking
 from training import processes
 from training.base import Base
-from training.batches import Group, Pack, batch_of_step, packs, steps_per_epoch
+from training.batches import Fit, Group, Pack, batch_of_step, packs, steps_per_epoch
 from training.config import TrainingConfig
 from training.log_probs import TokenLogProbs
 from training.models import load_base
@@ -157,15 +157,16 @@ def fit(
     objective: Objective,
     train: Sequence[Group],
     held: Sequence[Group],
+    fitted: Fit,
     head: nn.Linear | None = None,
     resume: dict[str, Any] | None = None,
     manifest: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Minimise the objective over the groups; writes metrics and checkpoints into the run.
 
-    With several processes each computes its share of a batch, divided by what the whole batch amounts to, and the
-    gradients are summed: the result is that of one process. Returns the run's result: last checkpoint, steps, and the
-    held-out metrics.
+    `fitted` says what became of the rows that `train` was made of. With several processes each computes its share of a
+    batch, divided by what the whole batch amounts to, and the gradients are summed: the result is that of one process.
+    Returns the run's result: last checkpoint, steps, and the held-out metrics.
     """
     if config.patience and not held:
         raise InputError("patience needs held-out data: name validation_data, or a validation_fraction above 0")
@@ -197,7 +198,8 @@ def fit(
             {
                 "kind": "policy" if head is None else "reward",
                 "base_model": {"name": base.name, "sha256": base.sha256()},
-                "data": {"sha256": run.data_sha256, "groups": len(train), "comparisons": count_comparisons(train)},
+                "data": {"sha256": run.data_sha256, "groups": len(train), "comparisons": count_comparisons(train)}
+                | fitted.as_dict(),
                 "metrics": held_metrics,
             }
             | manifest(),

@@ -29,7 +29,7 @@ from data.records import Prompt
 from training import policy_gradient, processes
 from training.advantages import Episode, Rollout, Running, estimate_advantages, rollout_metrics
 from training.base import Base
-from training.batches import Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
+from training.batches import Fit, Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
 from training.chat_template import decode
 from training.config import PPOConfig
 from training.critic import Critic, load_critic
@@ -75,7 +75,7 @@ def train(config: PPOConfig, resume: bool = False) -> dict[str, Any]:
         held = encode_prompts(base, held_records, room)[0] if held_records else []
         critic = load_critic(base, config, state["checkpoint"] if state else None)
         models = Models(base, reference_adapter(base, config), critic, load_reward(base, config))
-        return _optimise(run, config, models, prompts, records, held, held_records, state)
+        return _optimise(run, config, models, prompts, fitted, records, held, held_records, state)
 
 
 def _optimise(
@@ -83,6 +83,7 @@ def _optimise(
     config: PPOConfig,
     models: Models,
     prompts: Sequence[Group],
+    fitted: Fit,
     records: Sequence[Prompt],
     held: Sequence[Group],
     held_records: Sequence[Prompt],
@@ -118,7 +119,7 @@ def _optimise(
             {
                 "kind": "policy",
                 "base_model": {"name": base.name, "sha256": base.sha256()},
-                "data": {"sha256": run.data_sha256, "groups": len(prompts)},
+                "data": {"sha256": run.data_sha256, "groups": len(prompts)} | fitted.as_dict(),
                 "reward_model": config.reward_model or config.reward_function,
                 "metrics": metrics,
             },

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.formats import read_rankings
 from data.preferences import Comparison
+from data.records import InputError
 from training import losses, processes
 from training.base import Base
 from training.batches import Group, Pack, encode_rankings, per_response
@@ -227,6 +228,8 @@ def train(config: RewardConfig, resume: bool = False) -> dict[str, Any]:
         head.to(base.device)
         groups, fitted = encode_rankings(base, rankings, config.max_length)
         run.say(fitted.describe("rankings", config.max_length))
+        if not any(counted(group, config.ties != "ignore") for group in groups):
+            raise InputError(f"{config.data}: every comparison is a tie; set ties to half, davidson or rao-kupper")
         held = encode_rankings(base, held_out, config.max_length)[0] if held_out else []
         objective = PreferenceLikelihood(base, head, config)
 
@@ -236,4 +239,4 @@ def train(config: RewardConfig, resume: bool = False) -> dict[str, Any]:
                     objective.refer(objective.scores(groups[:64]), "training")
             return {"score_normalisation": objective.normalisation}
 
-        return fit(run, config, base, objective, groups, held, head=head, resume=state, manifest=manifest)
+        return fit(run, config, base, objective, groups, held, fitted, head=head, resume=state, manifest=manifest)

@@ -64,4 +64,4 @@ def train(config: SFTConfig, resume: bool = False) -> dict[str, Any]:
         groups, fitted = encode_demonstrations(base, demonstrations, config.max_length)
         run.say(fitted.describe("demonstrations", config.max_length))
         held = encode_demonstrations(base, held_out, config.max_length)[0] if held_out else []
-        return fit(run, config, base, Imitation(base, config), groups, held, resume=state)
+        return fit(run, config, base, Imitation(base, config), groups, held, fitted, resume=state)

@@ -293,7 +293,9 @@ def test_what_is_skipped_is_counted_and_the_rest_is_learned(command, tiny_model,
         "4 rankings; 1 left out: longer than max_length 1024 tokens even so; 1 skipped: they repeat an earlier row; "
         "1 skipped: their completions are all the same"
     )
-    assert read_manifest(tmp_path / last_json(done)["checkpoint"])["data"]["groups"] == 4
+    told = read_manifest(tmp_path / last_json(done)["checkpoint"])["data"]
+    assert told["groups"] == 4
+    assert (told["kept"], told["left_out"], told["duplicates"], told["identical"]) == (4, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +306,7 @@ def test_what_is_skipped_is_counted_and_the_rest_is_learned(command, tiny_model,
             [PAIR | {"prompt": "long " * 3000}] * 2,
             "none of the 1 preferences fits into max_length 1024 tokens; raise it",
         ),
+        ([{"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 1]}], "every comparison is a tie"),
     ],
 )
 def test_nothing_left_to_learn_from(tmp_path, tiny_model, capsys, rows, words):
@@ -316,5 +319,5 @@ def test_nothing_left_to_learn_from(tmp_path, tiny_model, capsys, rows, words):
         "--output",
         str(tmp_path / "run"),
     ]
-    assert main(["reward", *arguments]) == 2
+    assert main(["reward", "--ties", "ignore", *arguments]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
