@@ -6,7 +6,8 @@ Ours is the real command, `python -m training reward|dpo`. The peer is TRL's own
 this environment) and run in a process of its own. It is given our token ids: what is compared is the mathematics. Both
 begin with the same adapter, whose B is not zero, and the same head. PPO's part is in `agreement_ppo.py`.
 
-Prints tables and one JSON line; exits with 1 where a loss of TRL's differs by more than 1e-3 (relative; PPO: absolute).
+Prints tables and one JSON line; exits with 1 where a loss or a gradient's norm differs by more than 1e-3 (relative;
+PPO: absolute).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps({"tolerance": TOLERANCE, **found}))
-    return int(any(one["worst"] > TOLERANCE for one in found.values()))
+    return int(any(max(one["worst"], one.get("worst_grad_norm", 0.0)) > TOLERANCE for one in found.values()))
 
 
 def compare(base: Base, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
