@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from training.config import Knob, TrainingConfig, from_dict, knobs
+from training.config import TrainingConfig
+from training.knobs import Knob, from_dict, knobs
 
 FILES = "Files"
 """The section of paths: those have pickers of their own and are no fields of the form."""

@@ -17,7 +17,8 @@ from labeler import checkpoints, snapshots
 from labeler.store import Row, Store, one, rows
 from labeler.users import User
 from labeler.workspace import Workspace
-from training import config, run
+from training import knobs, run
+from training.config import METHODS
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "training")
 PROJECT = Path(__file__).resolve().parent.parent
@@ -100,8 +101,8 @@ def create(
     (None: the base model). reward_id: the reward model, for PPO only.
     Raises InputError, and leaves nothing behind, where a setting is wrong or there is nothing to learn from.
     """
-    if method not in config.METHODS:
-        raise InputError(f"unknown method {method!r}; choose one of {', '.join(config.METHODS)}")
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     settings = {**settings, "base_model": _portable_model(workspace.base_model)}
     if parent_id is None or parent_id == workspace.base_checkpoint_id:
         parent_id = workspace.base_checkpoint_id
@@ -118,9 +119,7 @@ def create(
     try:
         kind = SNAPSHOT_KINDS[method]
         data = folder / f"{kind}.jsonl"
-        values = config.to_dict(
-            config.from_dict(config.METHODS[method], {**settings, "data": str(data), "output": str(folder)})
-        )
+        values = knobs.to_dict(knobs.from_dict(METHODS[method], {**settings, "data": str(data), "output": str(folder)}))
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         now = time.time()
         with workspace.store.write() as db:  # snapshot and job, or neither

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.records import InputError
-from training.config import DEFAULT_MODEL, METHODS, Knob, from_dict, knobs
+from training.config import DEFAULT_MODEL, METHODS
+from training.knobs import Knob, from_dict, knobs
 
 if TYPE_CHECKING:
     from training.reward_model import RewardModel

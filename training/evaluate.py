@@ -12,8 +12,9 @@ import torch
 from data.formats import read_prompts, read_rankings
 from training.base import Base
 from training.batches import Group, Pack, encode_prompts, encode_rankings, per_response
-from training.config import RewardConfig, from_dict, knobs
+from training.config import RewardConfig
 from training.generate import sample_all, show_progress
+from training.knobs import from_dict, knobs
 from training.loop import token_log_probs
 from training.reward import reward_metrics
 from training.reward_model import RewardModel, in_words_of, is_checkpoint, load_reward_model

@@ -23,9 +23,10 @@ from typing import Any, TextIO
 
 from data.preferences import file_sha256
 from data.records import InputError
-from training.config import TrainingConfig, to_dict
+from training.config import TrainingConfig
 from training.control import Control, Wishes
 from training.files import remove, sync, write_json, written
+from training.knobs import to_dict
 
 HEARTBEAT_SECONDS = 4.0
 PAUSE_SECONDS = 0.5

@@ -7,7 +7,8 @@ import pytest
 
 from data.records import InputError
 from labeler import form
-from training.config import METHODS, from_dict, knobs
+from training.config import METHODS
+from training.knobs import from_dict, knobs
 
 
 @pytest.mark.parametrize("method", METHODS)

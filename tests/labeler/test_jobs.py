@@ -14,7 +14,8 @@ from labeler import jobs
 from labeler.users import local_owner
 from labeler.workspace import Workspace
 from tests.labeler.studio import small_workspace
-from training.config import METHODS, from_dict, to_dict
+from training.config import METHODS
+from training.knobs import from_dict, to_dict
 
 
 @pytest.fixture
