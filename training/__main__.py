@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for method, config_class in METHODS.items():
         text = (config_class.__doc__ or "").strip()
-        sub = commands.add_parser(method, help=text.split(":")[0], description=text)
+        usage = f"python -m training {method} --data FILE --output RUN [--base-model MODEL] [any knob below]"
+        sub = commands.add_parser(method, usage=usage, help=text.split(":")[0], description=text)
         sub.add_argument("--config", help="A JSON file of settings; flags override it.")
         sub.add_argument("--resume", action="store_true", help="Continue the run in --output from its last checkpoint.")
         sections: dict[str, Any] = {}
@@ -111,7 +112,7 @@ def _add_flag(group: Any, item: Knob) -> None:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
         kind = float if item.type is int else item.type  # a whole number is checked with the range, by the config
-        name = item.type.__name__.upper()
+        name = None if item.choices else item.type.__name__.upper()
         group.add_argument(flag, type=kind, choices=item.choices, default=argparse.SUPPRESS, help=text, metavar=name)
 
 
