@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The whole loop on a simulated annotator, without a browser.")
     parser.add_argument("--workspace", type=Path, default=Path("demo-workspace"), help="a folder that is made anew")
     parser.add_argument("--base-model", default=DEFAULT_MODEL)
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the answers, the annotator and the runs")
+    parser.add_argument("--seed", type=int, default=1, help="of the split, the answers, the annotator and the runs")
     options = parser.parse_args()
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -149,8 +149,7 @@ class RewardConfig(TrainingConfig):
     )
     ties: str = knob(
         "half",
-        "What a tie teaches: half a win each way (half), scores within a threshold (rao-kupper), a tie as an outcome "
-        "that is likeliest between equals (davidson), or nothing (ignore).",
+        "What a tie teaches: half a win each way, a likelihood of its own (Rao-Kupper, Davidson), or nothing.",
         section="Reward model",
         choices=("half", "rao-kupper", "davidson", "ignore"),
         common=True,
