@@ -215,12 +215,14 @@ def _result(job: Job) -> str:
 
 
 def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
-    """What the run reports at its end: (name, value) for people."""
-    found = []
-    for name, value in (job.result or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or name == "steps":
-            continue
-        found.append((name, plots.number(float(value))))
+    """What the run reports at its end: (name, value) for people, those that have a curve first, in the curves' order."""
+    telling = [name for panel in plots.PANELS[job.method] for name in panel.names]
+    found = [
+        (name, plots.number(float(value)))
+        for name, value in (job.result or {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "steps"
+    ]
+    found.sort(key=lambda item: telling.index(item[0]) if item[0] in telling else len(telling))
     return found[:limit]
 
 

@@ -50,6 +50,12 @@ def test_a_running_run(workspace: Workspace, running: Job) -> None:
     assert "No sign of life" not in shown
 
 
+def test_a_result_begins_with_what_tells_most(running: Job) -> None:
+    result = {"steps": 9, "best_checkpoint": "x", "eval/ece": 0.1, "eval/kl": 2.0, "eval/rewards/accuracies": 0.7}
+    shown = run_view.final_metrics(dataclasses.replace(running, result=result))
+    assert shown == [("eval/rewards/accuracies", "0.7"), ("eval/kl", "2"), ("eval/ece", "0.1")]
+
+
 def test_silence_is_noticed(workspace: Workspace, running: Job) -> None:
     waiting = dataclasses.replace(running, started_at=time.time() - 500)
     shown = run_view.head(workspace, waiting, status(workspace, running, updated_at=time.time() - 190))
