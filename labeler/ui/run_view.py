@@ -215,7 +215,7 @@ def _result(job: Job) -> str:
 
 
 def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
-    """What the run reports at its end: (name, value) for people, those that have a curve first, in the curves' order."""
+    """What the run reports at its end: (name, value) for people, in the order of the curves, then the rest."""
     telling = [name for panel in plots.PANELS[job.method] for name in panel.names]
     found = [
         (name, plots.number(float(value)))
