@@ -35,13 +35,15 @@ HELD_OUT = 0.25
 NOISE = 0.5  # of the simulated annotator: P(i ≻ j) = σ((u_i - u_j) / NOISE)
 LORA = {"lora_layers": 12}  # twice as fast as all 30, and no worse on so little data
 LENGTH = 64  # tokens of an answer, everywhere: a reward model is good for what it has seen
-TO_RANK = [0.7, 0.7, 0.8, 0.8, 0.9, 0.9, 1.0, 1.0]  # temperatures of the answers that are ranked
+TO_RANK = [0.7, 0.7, 0.8, 0.9, 1.0, 1.0]  # temperatures of the answers that are ranked
 SETTINGS: dict[str, dict[str, Any]] = {
     "reward": {"epochs": 3, "batch_size": 2, "learning_rate": 3e-4, "eval_every": 40, "save_every": 50, **LORA},
-    "dpo": {"epochs": 1, "batch_size": 2, "learning_rate": 5e-4, "beta": 0.05, "eval_every": 20, **LORA},
+    "dpo": {
+        "epochs": 1, "batch_size": 2, "learning_rate": 5e-4, "beta": 0.05, "eval_every": 25, "save_every": 25, **LORA,
+    },
     "ppo": {
-        "max_steps": 20, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 3e-4,
-        "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 10, **LORA,
+        "max_steps": 18, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 3e-4,
+        "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 9, **LORA,
     },
 }  # fmt: skip
 SAMPLING: dict[str, Any] = {"num_completions": 4, "max_new_tokens": LENGTH, "temperature": 0.7}
@@ -52,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The whole loop on a simulated annotator, without a browser.")
     parser.add_argument("--workspace", type=Path, default=Path("demo-workspace"), help="a folder that is made anew")
     parser.add_argument("--base-model", default=DEFAULT_MODEL)
-    parser.add_argument("--seed", type=int, default=1, help="of the split, the answers, the annotator and the runs")
+    parser.add_argument("--seed", type=int, default=2, help="of the split, the answers, the annotator and the runs")
     options = parser.parse_args()
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
