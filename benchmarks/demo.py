@@ -39,7 +39,7 @@ TO_RANK = [0.7, 0.7, 0.8, 0.9, 1.0, 1.0]  # temperatures of the answers that are
 SETTINGS: dict[str, dict[str, Any]] = {
     "reward": {"epochs": 3, "batch_size": 2, "learning_rate": 3e-4, "eval_every": 40, "save_every": 50, **LORA},
     "dpo": {
-        "epochs": 1, "batch_size": 2, "learning_rate": 5e-4, "beta": 0.05, "eval_every": 25, "save_every": 25, **LORA,
+        "epochs": 1, "batch_size": 2, "learning_rate": 2.5e-4, "beta": 0.1, "eval_every": 25, "save_every": 25, **LORA,
     },
     "ppo": {
         "max_steps": 18, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 3e-4,
