@@ -39,23 +39,33 @@ WORDS = ["yes", "no", "one", "two", "three", "four"]
 
 def make_toy_model(folder: Path, seed: int = 0) -> Path:
     """Write a random model whose whole vocabulary is six words and the specials: what is optimal can be worked out."""
-    specials = ["<unk>", "<end>", "user", "assistant", ":"]
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*specials, *WORDS])}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>", pad_token="<end>")
+    words = ["<unk>", "<end>", "user", "assistant", ":", *WORDS]
+    return make_word_model(folder, words, pad="<end>", width=32, spread=0.3, seed=seed)
+
+
+def make_word_model(
+    folder: Path, words: list[str], *, pad: str, width: int, spread: float, seed: int = 0, template: str | None = None
+) -> Path:
+    """Write a random one-layer Llama that knows `words` alone, whose first is the unknown one, and "<end>"."""
+    index = {word: number for number, word in enumerate(words)}
+    tokens = Tokenizer(models.WordLevel(index, unk_token=words[0]))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token=words[0], eos_token="<end>", pad_token=pad)
+    tokenizer.chat_template = template
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        eos_token_id=1,
-        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=index["<end>"],
+        pad_token_id=index[pad],
         tie_word_embeddings=False,
-        initializer_range=0.3,
+        initializer_range=spread,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.tiny import make_word_model
 from training.base import Base
 from training.batches import Group
 from training.evaluate import sequence_log_probs
@@ -20,28 +19,8 @@ WORDS = ["yes", "no", "one", "two"]
 
 def make_enumerable_model(folder: Path, seed: int = 0) -> Path:
     """Write a random model that knows four words, an end and a pad; a prompt is its own words and nothing else."""
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIALS + WORDS)}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>")
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    return make_word_model(folder, SPECIALS + WORDS, pad="<pad>", width=64, spread=0.2, seed=seed, template=template)
 
 
 def all_answers(base: Base, longest: int) -> list[list[int]]:

@@ -92,6 +92,23 @@ def _main(arguments: list[str], folder: Path, out: Any, err: Any) -> None:
     sys.exit(status)
 
 
+@pytest.fixture
+def arguments(tiny_model: Path, rankings_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a method on the tiny model; PPO is rewarded for the letter e."""
+    (tmp_path / "my_reward.py").write_text(
+        "def letters(prompts, completions):\n    return [text.count('e') / (len(text) + 1) for text in completions]\n"
+    )
+
+    def make(method: str, output: str, *more: Any) -> list[str]:
+        common = ["--base-model", tiny_model, "--dtype", "fp32", "--data", rankings_file, "--output", tmp_path / output]
+        knobs = ["--num-threads", 1, "--lora-rank", 4, "--batch-size", 4, "--learning-rate", "1e-2"]
+        if method == "ppo":
+            knobs += ["--reward-function", "my_reward:letters", "--max-new-tokens", 8]
+        return list(map(str, [method, *common, *knobs, *more]))
+
+    return make
+
+
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The JSON object that ends a command's output."""
     return json.loads(done.stdout.splitlines()[-1])

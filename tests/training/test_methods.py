@@ -20,23 +20,6 @@ from training.run import checkpoints, read_manifest, read_metrics, read_status
 METHODS = ["sft", "reward", "dpo", "ppo"]
 
 
-@pytest.fixture
-def arguments(tiny_model, rankings_file, tmp_path):
-    """The command line of a method on the tiny model; PPO is rewarded for the letter e."""
-    (tmp_path / "my_reward.py").write_text(
-        "def letters(prompts, completions):\n    return [text.count('e') / (len(text) + 1) for text in completions]\n"
-    )
-
-    def make(method, output, *more):
-        common = ["--base-model", tiny_model, "--dtype", "fp32", "--data", rankings_file, "--output", tmp_path / output]
-        knobs = ["--num-threads", 1, "--lora-rank", 4, "--batch-size", 4, "--learning-rate", "1e-2"]
-        if method == "ppo":
-            knobs += ["--reward-function", "my_reward:letters", "--max-new-tokens", 8]
-        return list(map(str, [method, *common, *knobs, *more]))
-
-    return make
-
-
 def weights(checkpoint):
     return load_file(checkpoint / "adapter_model.safetensors")
 

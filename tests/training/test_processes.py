@@ -25,20 +25,9 @@ UNEQUAL = {"time", "tokens", "packing/fill"}
 
 
 @pytest.fixture
-def arguments(tiny_model, rankings_file, tmp_path):
-    """The command line of a method on the tiny model. Eleven groups in batches of five: shares are unequal."""
-    (tmp_path / "my_reward.py").write_text(
-        "def letters(prompts, completions):\n    return [text.count('e') / (len(text) + 1) for text in completions]\n"
-    )
-
-    def make(method, output, *more):
-        common = ["--base-model", tiny_model, "--dtype", "fp32", "--data", rankings_file, "--output", tmp_path / output]
-        knobs = ["--num-threads", 1, "--lora-rank", 4, "--batch-size", 5, "--learning-rate", "1e-2"]
-        if method == "ppo":
-            knobs += ["--reward-function", "my_reward:letters", "--max-new-tokens", 8]
-        return list(map(str, [method, *common, *knobs, *more]))
-
-    return make
+def arguments(arguments):
+    """Eleven groups in batches of five: the processes' shares are unequal."""
+    return lambda method, output, *more: arguments(method, output, "--batch-size", 5, *more)
 
 
 @pytest.fixture
