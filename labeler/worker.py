@@ -258,8 +258,8 @@ def _is_alive(job: Job, folder: Path) -> bool:
     """Whether the job's own process lives: same pid, same start time (within the clock's grain), same run folder."""
     assert job.pid is not None
     child = _children.get(job.pid)
-    if child is not None and child.poll() is not None:  # poll reaps it
-        return False
+    if child is not None:  # its pid cannot be another's before poll reaps it; and while it exits it has no command line
+        return child.poll() is None
     started = _started(job.pid)
     if started is None or job.process_started is None or abs(started - job.process_started) > 2:
         return False

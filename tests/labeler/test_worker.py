@@ -158,6 +158,23 @@ def test_a_failure_is_told_by_the_last_line_of_the_log(
     assert [c.name for c in checkpoints.of_run(workspace.store, job.id)] == saved
 
 
+def test_a_run_that_is_just_ending_still_tells_its_exit_status(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that exits loses its command line before it can be waited for; that is not yet its end."""
+    monkeypatch.setenv("FAKE_TRAINER", "slow")
+    with at_its_post(workspace):
+        job_id = create(workspace)
+        process = at_work(workspace, job_id)
+        monkeypatch.setattr(worker, "_belongs", lambda *_: False)
+        time.sleep(0.2)  # ten looks
+        assert jobs.get(workspace.store, job_id).state == "running"
+        process.kill()
+        job = reached(workspace, job_id, "interrupted")
+        assert job.error is not None
+        assert "SIGKILL" in job.error
+
+
 def test_a_killed_run_is_interrupted_and_resumes(
     workspace: Workspace, looking: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
