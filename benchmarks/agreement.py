@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,22 +27,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks import agreement_ppo
+from benchmarks.peers import PEERS, ROOT, TRL, TRL_PPO, peer_environment
 from data.formats import parse_prompt, ranking_row, read_rankings, read_rows, write_rows
 from data.records import InputError, Ranking
 from training.base import Base
 from training.batches import batch_of_step, encode_rankings
 from training.config import DEFAULT_MODEL, TrainingConfig
-from training.default_model import cache_folder
 from training.files import write_json
 from training.models import load_base
 from training.processes import set_threads
 from training.reward_model import new_head
 from training.run import read_metrics
 
-TRL = "1.16.0"
 Step = dict[str, float]
 """`loss` and `grad_norm` of one optimiser step."""
-ROOT = Path(__file__).resolve().parent.parent
 SEED_DATA = ROOT / "data" / "prompts" / "seed.jsonl"
 TOLERANCE = 1e-3
 STEPS, BATCH, MAX_LENGTH = 20, 2, 256
@@ -70,7 +67,7 @@ def main() -> int:
         "--data", help="Preferences; without it pairs of seed completions (which is better is no matter)"
     )
     parser.add_argument("--base-model", default=DEFAULT_MODEL)
-    parser.add_argument("--peer-folder", type=Path, default=cache_folder().parent / "peers", help="Where TRL is put")
+    parser.add_argument("--peer-folder", type=Path, default=PEERS, help="Where TRL is put")
     parser.add_argument("--only", nargs="+", choices=[*CASES, "ppo"], default=[*CASES, "ppo"], help="Do these alone")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--num-threads", type=int, default=0)
@@ -162,23 +159,28 @@ def start_checkpoints(base: Base, folder: Path) -> dict[str, Path]:
     heads = {kind: new_head(base.hidden_size, seed) for seed, kind in enumerate(("reward", "value"))}
     found = {kind: folder / f"start-{kind}" for kind in ("policy", "value", "reward")}
     for kind, path in found.items():
-        name = path.name
-        base.new_adapter(name, TrainingConfig())
-        generator = torch.Generator().manual_seed(int(kind == "reward"))
-        for key, parameter in base.model.named_parameters():
-            if f".{name}." in key:
-                std = 0.01 if ".lora_B." in key else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=std, generator=generator)
         head = heads.get(kind)
         if head is not None:
             head.weight.data *= 10  # so that the first losses are not all ln 2
-        path.mkdir()
-        base.save_adapter(name, path, head)
-        identity = {"name": base.name, "sha256": base.sha256()}
-        kind = "reward" if head is not None else "policy"
-        write_json(path / "manifest.json", {"kind": kind, "method": "none", "step": 0, "base_model": identity})
+        random_checkpoint(base, path, int(kind == "reward"), head)
     save_file({"weight": heads["value"].weight.detach()}, found["policy"] / "value_head.safetensors")
     return found
+
+
+def random_checkpoint(base: Base, path: Path, seed: int, head: nn.Linear | None = None) -> None:
+    """Write a checkpoint with a random adapter whose B is not zero: a reward model's with `head`, else a policy's."""
+    name = path.name
+    base.new_adapter(name, TrainingConfig())
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in base.model.named_parameters():
+        if f".{name}." in key:
+            std = 0.01 if ".lora_B." in key else parameter.shape[1] ** -0.5
+            nn.init.normal_(parameter, std=std, generator=generator)
+    path.mkdir()
+    base.save_adapter(name, path, head)
+    identity = {"name": base.name, "sha256": base.sha256()}
+    kind = "reward" if head is not None else "policy"
+    write_json(path / "manifest.json", {"kind": kind, "method": "none", "step": 0, "base_model": identity})
 
 
 def train_ours(
@@ -203,14 +205,8 @@ def train_ours(
 
 def run_peer(folder: Path, peers: Path, job: dict[str, Any], version: str) -> dict[str, Any]:
     """What `benchmarks/peer.py` says of the job, run with that version of TRL in a process of its own."""
-    target = peers / f"trl-{version}"
-    if not (target / "trl").is_dir():
-        print(f"installing trl {version} into {target}", file=sys.stderr)
-        words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        if subprocess.run([*words, f"trl=={version}"]).returncode:
-            raise InputError(f"trl {version} could not be installed into {target}; is the package index reachable?")
     write_json(folder / "job.json", job | {"work": str(folder), "answer": str(folder / "answer.json")})
-    environment = os.environ | {"PYTHONPATH": str(target), "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    environment = peer_environment(peers, version)
     words = [sys.executable, str(ROOT / "benchmarks" / "peer.py"), str(folder / "job.json")]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -240,11 +236,11 @@ def print_steps(name: str, ours: list[Step], theirs: list[Step]) -> dict[str, An
 
 def print_values(rows: list[agreement_ppo.Difference]) -> dict[str, Any]:
     """Print PPO's table; returns its summary."""
-    print(f"\nppo, TRL {agreement_ppo.TRL}\nlargest absolute difference, of")
+    print(f"\nppo, TRL {TRL_PPO}\nlargest absolute difference, of")
     for row in rows:
         print(f"{row.largest:10.1e}  {row.what}{'  (TRL is wrong here; see docs/agreement.md)' if row.known else ''}")
     return {
-        "trl": agreement_ppo.TRL,
+        "trl": TRL_PPO,
         "worst": max(row.largest for row in rows if not row.known),
         "known": {row.what: round(row.largest, 6) for row in rows if row.known},
     }

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.peers import TRL_PPO
 from data.formats import write_rows
 from data.records import InputError, Ranking
 from training import policy_gradient, ppo
@@ -25,7 +26,6 @@ from training.advantages import Rollout
 from training.base import Base
 from training.config import PPOConfig
 
-TRL = "1.12.0"
 EPISODES, MAX_NEW_TOKENS = 16, 48
 LAMBDA = 0.95
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "weight_decay": 0.0, "adam_epsilon": 1e-5}
@@ -142,7 +142,7 @@ def compare(
     variants = [{"lam": LAMBDA, "padding": 0}, {"lam": LAMBDA, "padding": 1}, {"lam": 1.0, "padding": 0}]
     job = {"episodes": ours[LAMBDA].episodes, "variants": variants, "settings": SETTINGS, "knobs": KNOBS}
     job |= {"starts": {name: str(path) for name, path in starts.items()}, "threads": threads}
-    answer = run_peer(job | {"method": "ppo", "model": base.folder, "pad": pad}, TRL)
+    answer = run_peer(job | {"method": "ppo", "model": base.folder, "pad": pad}, TRL_PPO)
     usual, padded, undiscounted = ({k: torch.tensor(v) for k, v in one.items()} for one in answer["variants"])
     return [*sampled(ours[LAMBDA], usual), *steps(ours[1.0], undiscounted), *ends(ours[LAMBDA], usual, padded)]
 

@@ -1,0 +1,177 @@
+"""The speed benchmarks, on a tiny model: what they print, and that the work is the one they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import benchmarks.train
+from benchmarks import compare
+from benchmarks.watch import Watch, flops_per_token
+from data.formats import parse_ranking, read_rows, write_rows
+from data.records import InputError
+from training.batches import Group
+from training.models import load_base
+from training.reward import PreferenceLikelihood
+
+PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i}, of course.", "rejected": "No, I will not do that."} for i in range(6)]
+PEER_FIELDS = {
+    "reward": {"pairs_per_s", "total_s", "before_training_s", "peak_rss_mb", "losses", "tokens"},
+    "ppo": {"batch", "epochs", "response", "s_per_update", "peak_rss_mb"},
+    "rollout": {"batch", "new_tokens", "tokens_per_s", "peak_rss_mb"},
+}
+POSITIVE = {"pairs_per_s", "rankings_per_s", "total_s", "before_training_s", "peak_rss_mb", "tokens", "tokens_per_s",
+            "matmul_share", "peak_tflops", "s_per_update"}  # fmt: skip
+
+
+@pytest.fixture
+def measure(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Run a work on the pairs of this file and check what every work says of itself."""
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run in this process leaves pytest its signals
+
+    def run(method: str, *more: str) -> dict[str, Any]:
+        common = ["--model", tiny_model, "--data", tmp_path / "pairs.jsonl", "--dtype", "fp32", "--threads", 1]
+        assert benchmarks.train.main([method, *map(str, common), *more]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert {"method", "dtype", "precompute", "compile_s", "children_rss_mb", "padding"} <= found.keys()
+        for name in POSITIVE & found.keys():
+            value = found[name]
+            assert min(value if isinstance(value, list) else [value]) > 0, name
+        assert 0 <= found["padding"] < 1
+        return found
+
+    return run
+
+
+SMALL = ("--steps", "3", "--batch", "2", "--warm", "1")
+
+
+@pytest.mark.parametrize(("method", "more"), [("reward", ()), ("dpo", ()), ("dpo", ("--precompute",))])
+def test_preferences(measure: Any, method: str, more: tuple[str, ...]) -> None:
+    found = measure(method, *SMALL, *more)
+    assert found.keys() >= PEER_FIELDS["reward"] | POSITIVE - {"s_per_update"}
+    assert len(found["losses"]) == 3
+    assert method == "reward" or found["losses"][0] == pytest.approx(0.6931, abs=1e-4)
+    assert found["pairs_per_s"] == found["rankings_per_s"]  # each of these rankings is one pair
+
+
+def test_rows_are_met_in_the_order_of_the_file(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[list[int]] = []
+    denominator = PreferenceLikelihood.denominator
+
+    def watched(objective: PreferenceLikelihood, groups: list[Group]) -> float:
+        texts = [objective.base.tokenizer.decode(list(group.responses[0])) for group in groups]
+        met.append([int(text.split(",")[0]) for text in texts])
+        return denominator(objective, groups)
+
+    monkeypatch.setattr(PreferenceLikelihood, "denominator", watched)
+    measure("reward", *SMALL)
+    assert met == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_precomputing_leaves_one_forward_a_pair(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is read before the steps that are timed, not in them."""
+    seen: list[bool] = []
+    efficiency = Watch.efficiency
+
+    def watched(watch: Watch, base: Any, groups: Any, logits: bool, warm: int) -> dict[str, Any]:
+        start = watch.ends[warm - 1]
+        seen.extend(read.learns for read in watch.reads if read.time > start)
+        return efficiency(watch, base, groups, logits, warm)
+
+    monkeypatch.setattr(Watch, "efficiency", watched)
+    measure("dpo", *SMALL, "--precompute")
+    assert seen
+    assert all(seen)
+    seen.clear()
+    measure("dpo", *SMALL)
+    assert not all(seen)
+
+
+def test_ppo_answers_at_full_length(measure: Any) -> None:
+    found = measure("ppo", "--steps", "2", "--batch", "3", "--warm", "1", "--response", "5")
+    assert found.keys() >= PEER_FIELDS["ppo"]
+    assert found["sampled_tokens"] == [15, 15]
+    assert len(found["s_per_update"]) == 2
+
+
+@pytest.mark.parametrize("adapter", [(), ("--adapter",)])
+def test_rollout(measure: Any, adapter: tuple[str, ...]) -> None:
+    found = measure("rollout", "--batch", "3", "--response", "5", *adapter)
+    assert found.keys() >= PEER_FIELDS["rollout"]
+    assert found["adapter"] == bool(adapter)
+    assert len(found["tokens_per_s"]) == 3
+
+
+def test_flops_are_those_of_the_layers(tiny_model: Path) -> None:
+    """Counted by torch while the model reads a prompt and one answer; with attention whole, which it computes so."""
+    base = load_base(str(tiny_model), "fp32", "cpu")
+    base.model.set_attn_implementation("eager")  # torch does not count the fused one
+    prompt, response = 64, 64
+    forward, backward = flops_per_token(base, [Group([5] * prompt, [[5] * response])], logits=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hidden = base.hidden(torch.full((1, prompt + response), 5))
+        base.logits(hidden[:, prompt:])
+    length, config = prompt + response, base.model.config
+    hidden_half = 4 * config.num_hidden_layers * config.hidden_size * (length * length - length * (length + 1) / 2)
+    norms = 2 * (2 * config.num_hidden_layers + 1) * config.hidden_size * length  # weights that are no matrices
+    assert forward * length == pytest.approx(counter.get_total_flops() - hidden_half + norms, rel=1e-6)
+    seen = length * (length + 1) / 2
+    assert (backward - forward) * length == pytest.approx(4 * config.num_hidden_layers * config.hidden_size * seen)
+
+
+def test_too_few_rows_are_said(measure: Any, tmp_path: Path, tiny_model: Path) -> None:
+    words = ["reward", "--model", str(tiny_model), "--data", str(tmp_path / "pairs.jsonl")]
+    assert benchmarks.train.main(words) == 2
+
+
+# -- beside the peer ---------------------------------------------------------------------------------------------------
+
+
+def test_rankings_are_compared_with_the_pairs_that_they_imply(tmp_path: Path) -> None:
+    ranked = {"prompt": "Which?", "completions": ["a", "b", "c", "d"], "ranks": [2, 1, 1, 3]}
+    work = compare.rankings_work([parse_ranking(ranked)] * compare.RANKINGS, tmp_path)
+    pairs = [row for _, row in read_rows(tmp_path / "pairs.jsonl")]
+    assert [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in pairs[:5]] == [
+        ("b", "a"), ("c", "a"), ("a", "d"), ("b", "d"), ("c", "d"),
+    ]  # fmt: skip
+    assert len(pairs) == 5 * compare.RANKINGS
+    assert work.peer[-1] == 5 * compare.RANKINGS // compare.PAIRS_AT_ONCE
+    with pytest.raises(InputError, match="0 rankings of four"):
+        compare.rankings_work([], tmp_path)
+
+
+def test_ratios_and_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peer and ours take turns; PPO's ratio says how many times as fast, though its unit is seconds."""
+    seconds = {"benchmarks.peer_speed": iter([40.0, 50.0, 60.0]), "benchmarks.train": iter([10.0, 10.0, 20.0])}
+    asked: list[str] = []
+
+    def measured(module: str, *_: Any) -> dict[str, Any]:
+        asked.append(module)
+        update = next(seconds[module])
+        return {
+            "method": "ppo",
+            "s_per_update": [99.0, update, update],
+            "peak_rss_mb": 1000 if "peer" in module else 250,
+        }
+
+    monkeypatch.setattr(compare, "measure", measured)
+    monkeypatch.setattr(compare, "peer_environment", lambda *_: {})
+    options = argparse.Namespace(peer_folder=Path(), rounds=3, set=[])
+    found = compare.compare(compare.Work(["ppo"], ["ppo"], "s/update"), "model", options)
+    assert asked == ["benchmarks.peer_speed", "benchmarks.train"] * 3
+    assert found["speed"] == {"peer": [40.0, 50.0, 60.0], "ours": [10.0, 10.0, 20.0]}
+    assert found["ratio"] == 5.0
+    assert found["ratio_of_rounds"] == [3.0, 5.0]
+    assert found["memory_ratio"] == 0.25
+    assert "| 40, 50, 60 | 10, 10, 20 | 5.00 (3.00 to 5.00) | 1.05 | 0.26 | 0.25 |" in compare.table({"ppo": found})
