@@ -53,7 +53,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=WORKS, default=WORKS, help="Do these alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="Optimiser steps or updates, other than each work's own")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KNOB=VALUE", help="Knobs of our trainer")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="Knobs of our trainer"
+    )
     parser.add_argument("--peer-folder", type=Path, default=PEERS, help="Where TRL is put")
     options = parser.parse_args()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.train
-from benchmarks import compare
+from benchmarks import compare, growth
 from benchmarks.watch import Watch, flops_per_token
 from data.formats import parse_ranking, read_rows, write_rows
 from data.records import InputError
-from training.batches import Group
+from training.batches import Fit, Group, encode_rankings
 from training.models import load_base
 from training.reward import PreferenceLikelihood
 
@@ -175,3 +176,63 @@ def test_ratios_and_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["ratio_of_rounds"] == [3.0, 5.0]
     assert found["memory_ratio"] == 0.25
     assert "| 40, 50, 60 | 10, 10, 20 | 5.00 (3.00 to 5.00) | 1.05 | 0.26 | 0.25 |" in compare.table({"ppo": found})
+
+
+# -- growth ------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_have_the_wanted_length(tmp_path: Path, tiny_model: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    base = load_base(str(tiny_model), "fp32", "cpu")
+    rows = list(islice(growth.pairs_of_length(str(tmp_path / "pairs.jsonl"), str(tiny_model), 128), 3))
+    groups, fitted = encode_rankings(base, [parse_ranking(row) for row in rows], 128 + growth.TEMPLATE_TOKENS)
+    assert fitted.kept == 3
+    assert not fitted.shortened
+    for group in groups:
+        for response in group.responses:
+            assert 120 <= len(group.prompt) + len(response) <= 128 + growth.TEMPLATE_TOKENS
+
+
+def test_preparing_stops_before_the_first_step(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is there and none repeats another, though the file is repeated."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    encoded: list[Fit] = []
+
+    def watched(*arguments: Any) -> Any:
+        groups, fitted = encode_rankings(*arguments)
+        encoded.append(fitted)
+        return groups, fitted
+
+    monkeypatch.setattr("training.dpo.encode_rankings", watched)
+    options = argparse.Namespace(
+        data=str(tmp_path / "pairs.jsonl"), model=str(tiny_model), method="dpo", prepare=20, set=["lora_rank=4"]
+    )
+    found = growth.prepare(options)
+    assert [(fit.kept, fit.duplicates) for fit in encoded] == [(20, 0)]
+    assert found["preferences"] == 20
+    assert min(found["seconds"], found["peak_rss_mb"]) > 0
+
+
+def test_growth_measures_each_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    asked: list[list[str]] = []
+
+    def measured(module: str, arguments: list[object]) -> dict[str, Any]:
+        asked.append([module.rpartition(".")[2], *map(str, arguments)])
+        return dict.fromkeys(("pairs_per_s", "tokens_per_s", "padding", "matmul_share", "compile_s", "peak_rss_mb"), 1)
+
+    monkeypatch.setattr(growth, "measure", measured)
+    options = argparse.Namespace(
+        data=str(tmp_path / "pairs.jsonl"), model=str(tiny_model), method="dpo", lengths=[64], batches=[2], counts=[7],
+        steps=3, set=["seed=1"],
+    )  # fmt: skip
+    by_length, by_batch, by_count = (list(growth.points(name, options)) for name in ("length", "batch", "data"))
+    assert [row["length"] for row in by_length + by_batch] == [64, growth.AT_LENGTH]
+    assert [row["batch"] for row in by_length + by_batch] == [growth.AT_BATCH, 2]
+    assert asked[2][0] == "growth"
+    assert asked[2][-4:] == ["--prepare", "7", "--set", "seed=1"]
+    assert growth.table(by_length).splitlines()[2] == "| 64 | 4 | 1 | 1 | 1 | 1 | 1 | 1 |"
+    assert by_count
