@@ -4,8 +4,9 @@ Run with TRL on PYTHONPATH (1.12.0, the last with PPO, for ppo; none for rollout
 
     PYTHONPATH=FOLDER python -m benchmarks.peer_speed reward|dpo|ppo|rollout --model FOLDER --data FILE [--precompute]
 
-The fields of the JSON line are those of `benchmarks.train`; `before_training_s` counts from the call of `train`, when
-the model is loaded and the data tokenised. PPO's policy trains an adapter, the reference is the policy without it, and
+The fields of the JSON line are those of `benchmarks.train`. `total_s` and `before_training_s` count from the call of
+`train`: the model is loaded, the data tokenised and what --precompute asks for computed before. TRL drops rows that are
+too long, where we shorten the prompt: `rows` and `tokens` say what was read. PPO's policy trains an adapter, the reference is the policy without it, and
 reward and value are whole models, because TRL takes no others.
 """
 
