@@ -6,8 +6,8 @@ Run with TRL on PYTHONPATH (1.12.0, the last with PPO, for ppo; none for rollout
 
 The fields of the JSON line are those of `benchmarks.train`. `total_s` and `before_training_s` count from the call of
 `train`: the model is loaded, the data tokenised and what --precompute asks for computed before. TRL drops rows that are
-too long, where we shorten the prompt: `rows` and `tokens` say what was read. PPO's policy trains an adapter, the reference is the policy without it, and
-reward and value are whole models, because TRL takes no others.
+too long, where we shorten the prompt: `rows` and `tokens` say what was read. PPO's policy trains an adapter, the
+reference is the policy without it, and reward and value are whole models, because TRL takes no others.
 """
 
 from __future__ import annotations
