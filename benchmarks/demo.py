@@ -191,11 +191,11 @@ def compare(
     seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Sample every policy on the held-out prompts; returns name -> measure -> one mean a prompt."""
-    from training.batches import Group
     from training.chat_template import decode, encode_prompt
     from training.evaluate import sequence_log_probs
     from training.generate import sample_all, show_progress
     from training.models import load_base
+    from training.packs import Group
     from training.processes import set_threads
     from training.reward_model import Score
 

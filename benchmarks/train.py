@@ -43,11 +43,12 @@ from benchmarks.work import (
 from data.formats import read_prompts, read_rankings, write_rows
 from data.records import InputError
 from training.base import Base
-from training.batches import Group, batch_of_step, encode_prompts, encode_rankings, packs
+from training.batches import batch_of_step, encode_prompts, encode_rankings
 from training.config import DEFAULT_MODEL, METHODS, DPOConfig
 from training.dpo import DirectPreference
 from training.knobs import from_dict
 from training.models import load_base
+from training.packs import Group, packs
 from training.processes import set_threads
 from training.reference import ReferenceLogProbs
 from training.reward_model import new_head

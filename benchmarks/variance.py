@@ -26,11 +26,12 @@ from data.formats import read_prompts
 from training import policy_gradient
 from training.advantages import Episode, Rollout, advantages_and_returns
 from training.base import Base
-from training.batches import Group, encode_prompts, packs
+from training.batches import encode_prompts
 from training.chat_template import decode
 from training.config import DEFAULT_MODEL, PPOConfig
 from training.loop import token_log_probs
 from training.models import load_base
+from training.packs import Group, packs
 from training.ppo import rollout
 from training.processes import set_threads
 
@@ -142,7 +143,7 @@ def look(base: Base, groups: Sequence[Group]) -> tuple[Tensor, Tensor, list[int]
             part = Group(group.prompt, group.responses[start : start + 8], index=group.index)
             (row,) = packs([part], 2048, base.device)
             with base.using("policy"):
-                features.append(base.hidden(**row.inputs())[0, row.predictors].float())
+                features.append(base.read(row)[row.predictors].float())
             letters += token_letters(base, [part])
             lengths += [len(ids) for ids in part.responses]
     return torch.cat(features), torch.cat(letters), lengths
@@ -198,7 +199,7 @@ def gradients(
         totals = {(place, name): torch.zeros(0) for place in PLACES for name in WEIGHTS}
         for row in packs(groups, 1024, base.device):
             with base.using("policy"):
-                hidden = base.hidden(**row.inputs())[0, row.predictors]
+                hidden = base.read(row)[row.predictors]
                 log_probs, _ = token_log_probs(base, hidden, row.targets)
             lengths = [len(group.responses[0]) for group in row.groups]
             letters = token_letters(base, row.groups)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.base import Base
-from training.batches import Group
+from training.packs import Group
 from training.run import Run
 
 

@@ -18,8 +18,9 @@ from benchmarks import compare, growth
 from benchmarks.watch import Watch, flops_per_token
 from data.formats import parse_ranking, read_rows, write_rows
 from data.records import InputError
-from training.batches import Fit, Group, encode_rankings
+from training.batches import Fit, encode_rankings
 from training.models import load_base
+from training.packs import Group
 from training.reward import PreferenceLikelihood
 
 PAIRS = [{"prompt": f"Say {i}.", "chosen": f"{i}, of course.", "rejected": "No, I will not do that."} for i in range(6)]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.tiny import make_word_model
 from training.base import Base
-from training.batches import Group
 from training.evaluate import sequence_log_probs
+from training.packs import Group
 
 SPECIALS = ["<pad>", "<end>"]
 WORDS = ["yes", "no", "one", "two"]

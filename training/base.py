@@ -24,7 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.records import InputError
 from training.adapters import ActiveAdapter, recompute_in_backward, take_over
 from training.chat_template import AnswerForm, answer_form, control_tokens
+from training.compiled import compile_layers
 from training.config import TrainingConfig
+from training.packs import Group, Pack, pack
 from training.run import read_manifest
 
 
@@ -42,6 +44,7 @@ class Base:
         self._active = ActiveAdapter()
         self._attached: dict[tuple[Path, int], str] = {}
         self._sha256 = ""
+        self.attends_packed = False
         self.before_backward: Callable[[], None] | None = None
         self.model.requires_grad_(False)
 
@@ -104,11 +107,30 @@ class Base:
         """Last hidden states (batch, length, d), after the final norm; `inputs` as the decoder takes them."""
         return self.model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
 
+    def read(self, pack: Pack) -> torch.Tensor:
+        """Last hidden states (T, d) of a pack, after the final norm."""
+        mask = pack.layout.handle() if self.attends_packed else pack.attention_mask
+        return self.hidden(pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)[0]
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss of hidden states."""
         if self.before_backward:
             self.before_backward()
         loss.backward()
+
+    def compile(self, adapter: str, say: Callable[[str], None]) -> None:
+        """Compile the decoder's layers for reading packs, and say how long it took or why it was not to be."""
+
+        def try_out() -> None:
+            sample = pack([Group([1, 2, 3], [[4, 5], [6]]), Group([1, 2], [[3], [4]])], self.device)
+            with self.using(adapter):
+                self.read(sample).float().sum().backward()
+            for parameter in self.adapter_parameters(adapter):
+                parameter.grad = None
+
+        self.set_trainable(adapter)
+        seconds, failure = compile_layers(self.model.get_decoder(), try_out)
+        say(f"not compiled, the run is slower: {failure}" if failure else f"compiled in {seconds:.0f} s")
 
     def checkpoint_gradients(self) -> None:
         """Save memory in training: compute each layer again in the backward pass. Call once."""

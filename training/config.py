@@ -113,6 +113,14 @@ class TrainingConfig:
         False, "Split the frozen base over the processes of the launch, for models that one device cannot hold.",
         section="Machine",
     )  # fmt: skip
+    fast: str = knob(
+        "auto",
+        "How the base is read. off: the model's own layers and attention, plainly. eager: our attention, which never "
+        "computes what no token may look at (CPU). compile: that, and the layers compiled, which takes half a minute "
+        "the first time. auto: compile on a CPU where the run is long enough to pay for it.",
+        section="Machine",
+        choices=("auto", "compile", "eager", "off"),
+    )
     gradient_checkpointing: bool = knob(
         False, "Compute each layer again in the backward pass instead of keeping its activations: less memory, slower.",
         section="Machine",

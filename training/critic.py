@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from data.records import InputError
 from training.base import Base
-from training.batches import Pack
 from training.config import PPOConfig
+from training.packs import Pack
 from training.reward_model import Score, is_checkpoint
 
 ADAPTER = "critic"
@@ -31,7 +31,7 @@ class Critic:
         if self.adapter is None:
             return self.head(policy_hidden.float()).squeeze(-1)
         with self.base.using(self.adapter):
-            return self.head(self.base.hidden(**pack.inputs())[0, pack.predictors].float()).squeeze(-1)
+            return self.head(self.base.read(pack)[pack.predictors].float()).squeeze(-1)
 
     def parameters(self) -> list[nn.Parameter]:
         """What it learns, in a fixed order."""

@@ -18,10 +18,11 @@ from data.formats import read_rankings
 from data.records import InputError
 from training import losses, processes
 from training.base import Base
-from training.batches import Group, Pack, encode_rankings, packs
+from training.batches import encode_rankings
 from training.config import DPOConfig
 from training.log_probs import kl_per_token
 from training.loop import Tally, fit, hold_out, load_policy, means, reference_adapter, token_log_probs
+from training.packs import Group, Pack, packs
 from training.reference import ReferenceLogProbs, cache_file
 from training.reward import Pairs, counted, outcome_losses, total_weight
 from training.rollout import sample, uniforms
@@ -62,7 +63,7 @@ class DirectPreference:
 
     def log_probs(self, pack: Pack) -> Tensor:
         """log π(y|x) (M,), summed over each response's tokens, under the active adapter."""
-        hidden = self.base.hidden(**pack.inputs())[0, pack.predictors]
+        hidden = self.base.read(pack)[pack.predictors]
         return pack.sum_per_response(token_log_probs(self.base, hidden, pack.targets)[0])
 
     def reference_log_probs(self, pack: Pack) -> Tensor:
@@ -122,9 +123,9 @@ class DirectPreference:
             found = sample(self.base, [prompt for _, prompt in mine], random, adapter="policy")
             answered = [Group(prompt, [answer.ids]) for (_, prompt), (answer,) in zip(mine, found, strict=True)]
             for pack in packs(answered, self.config.tokens_per_forward, self.base.device):
-                policy = self.base.hidden(**pack.inputs())[0, pack.predictors]
+                policy = self.base.read(pack)[pack.predictors]
                 with self.base.using(self.reference):
-                    reference = self.base.hidden(**pack.inputs())[0, pack.predictors]
+                    reference = self.base.read(pack)[pack.predictors]
                 total += float(kl_per_token(self.base.logits, policy, reference).sum())
         return {"kl": processes.add_up({"kl": total})["kl"] / len(prompts)} if prompts else {}
 

@@ -11,11 +11,12 @@ import torch
 
 from data.formats import read_prompts, read_rankings
 from training.base import Base
-from training.batches import Group, Pack, encode_prompts, encode_rankings, per_response
+from training.batches import encode_prompts, encode_rankings
 from training.config import RewardConfig
 from training.generate import sample_all, show_progress
 from training.knobs import from_dict, knobs
 from training.loop import token_log_probs
+from training.packs import Group, Pack, per_response
 from training.reward import reward_metrics
 from training.reward_model import RewardModel, in_words_of, is_checkpoint, load_reward_model
 from training.rollout import Sample
@@ -74,7 +75,7 @@ def sequence_log_probs(
     """log π(y|x) of every group's responses under an adapter, summed over tokens, in the groups' order."""
 
     def totals(pack: Pack) -> torch.Tensor:
-        hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+        hidden = base.read(pack)[pack.predictors]
         return pack.sum_per_response(token_log_probs(base, hidden, pack.targets, temperature)[0])
 
     with base.using(adapter):

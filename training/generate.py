@@ -13,8 +13,8 @@ import numpy as np
 from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
 from data.records import InputError, Row
 from training.base import Base
-from training.batches import Group
 from training.chat_template import decode, encode_prompt, encode_response
+from training.packs import Group
 from training.reward_model import RewardModel
 from training.rollout import Sample, sample, uniforms
 from training.server import Server

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ROWS = 16
+"""Rows of the vocabulary's width that are worked on at once: what fits into a core's cache is not fetched six times."""
+
 
 class TokenLogProbs(torch.autograd.Function):
     """log p(target) and, if asked, the entropy, from hidden states through a frozen output layer, chunk by chunk.
@@ -34,20 +37,29 @@ class TokenLogProbs(torch.autograd.Function):
         grad_entropy = torch.empty_like(hidden) if grad and want_entropy else None
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(hidden[part], weight, bias).float() / temperature
-            all_log_probs = torch.log_softmax(logits, dim=-1)
-            del logits
-            log_probs[part] = all_log_probs.gather(1, targets[part, None]).squeeze(1)
-            if not grad and not want_entropy:
-                continue
-            p = all_log_probs.exp()
+            logits = torch.nn.functional.linear(hidden[part], weight, bias)
+            slopes = torch.empty_like(logits) if grad_entropy is not None else None
+            for first in range(0, len(logits), ROWS):
+                rows, of_all = slice(first, first + ROWS), slice(start + first, min(start + first + ROWS, part.stop))
+                scaled = logits[rows].to(torch.float32, copy=True).div_(temperature)
+                target = scaled.gather(1, targets[of_all, None])
+                top = scaled.amax(-1, keepdim=True)
+                p = scaled.sub_(top).exp_()
+                total = p.sum(-1, keepdim=True)
+                log_probs[of_all] = (target - top - total.log()).squeeze(1)
+                if not grad and not want_entropy:
+                    continue
+                p.div_(total)
+                if want_entropy:
+                    log_p = logits[rows].to(torch.float32, copy=True).div_(temperature).sub_(top + total.log())
+                    entropies[of_all] = -(p * log_p).sum(-1)
+                    if slopes is not None:
+                        slopes[rows] = log_p.add_(entropies[of_all, None]).mul_(p)
+                logits[rows] = p
             if grad_log_prob is not None:
-                grad_log_prob[part] = (weight[targets[part]] - p.to(weight.dtype) @ weight) / temperature
-            if want_entropy:
-                entropies[part] = -(p * all_log_probs).sum(-1)
-                if grad_entropy is not None:
-                    slope = p.mul_(all_log_probs.add_(entropies[part, None])).to(weight.dtype)
-                    grad_entropy[part] = -(slope @ weight) / temperature
+                grad_log_prob[part] = (weight[targets[part]] - logits @ weight) / temperature
+            if grad_entropy is not None and slopes is not None:
+                grad_entropy[part] = -(slopes @ weight) / temperature
         ctx.save_for_backward(*(t for t in (grad_log_prob, grad_entropy) if t is not None))
         return log_probs, entropies
 

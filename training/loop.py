@@ -14,10 +14,11 @@ from data.preferences import split_by_prompt
 from data.records import Demonstration, InputError, Prompt, Ranking
 from training import processes
 from training.base import Base
-from training.batches import Fit, Group, Pack, batch_of_step, packs, steps_per_epoch
+from training.batches import Fit, batch_of_step, steps_per_epoch
 from training.config import TrainingConfig
 from training.log_probs import TokenLogProbs
 from training.models import load_base
+from training.packs import Group, Pack, packs
 from training.run import Run, every, read_manifest
 from training.sharding import shard
 
@@ -55,7 +56,7 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
     if processes.alone_by_mistake():
         run.say("accelerate launch started ONE process: without several GPUs it needs --multi_gpu to start more")
     run.say(f"loading {config.base_model}")
-    base = load_base(config.base_model, config.dtype, config.device)
+    base = load_base(config.base_model, config.dtype, config.device, fast=config.fast != "off")
     if config.shard_base:
         shard(base)
     if config.gradient_checkpointing:
@@ -70,6 +71,22 @@ def load_policy(run: Run, config: TrainingConfig) -> tuple[Base, dict[str, Any] 
     if newest:
         return base, torch.load(newest[1], map_location="cpu", weights_only=True) | {"checkpoint": newest[0]}
     return base, None
+
+
+WORTH_COMPILING = 1e13
+"""Tokens learned from, times parameters: about two minutes of a 135M model on two cores; compiling then pays."""
+
+
+def compile_if_it_pays(run: Run, config: TrainingConfig, base: Base, tokens: float) -> None:
+    """Compile the base's layers if the config says so, or if it leaves it open and `tokens` will be learned from."""
+    awkward = config.gradient_checkpointing or config.shard_base or config.lora_dropout > 0
+    if config.fast == "compile" and awkward:
+        run.say("fast compile does not go with gradient_checkpointing, shard_base or lora_dropout: not compiled")
+    work = tokens * base.model.num_parameters()
+    pays = config.fast == "auto" and base.device.type == "cpu" and work > WORTH_COMPILING
+    if not awkward and (pays or config.fast == "compile"):
+        run.say("compiling the layers")
+        base.compile("policy", run.say)
 
 
 def reference_adapter(base: Base, config: Any) -> str | None:
@@ -174,6 +191,8 @@ def fit(
     parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
     total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(train), config.batch_size)))
     optimizer = Optimizer(config, [(parameters, config.learning_rate)], total)
+    mean_length = sum(group.length for group in train) / len(train)
+    compile_if_it_pays(run, config, base, mean_length * min(config.batch_size, len(train)) * total)
     done = 0
     if resume:
         done = int(resume["step"])

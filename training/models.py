@@ -17,15 +17,16 @@ from transformers import (
 )
 
 from data.records import InputError
-from training import processes
+from training import attention, processes
 from training.base import Base, stop_ids
 from training.chat_template import answer_form, plain_template
 from training.config import DEFAULT_MODEL
 from training.default_model import cache_folder, default_model_folder, unpack_gguf
+from training.packs import Group, pack
 
 
-def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto") -> Base:
-    """Load a frozen base by hub name, folder or .gguf file.
+def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto", fast: bool = True) -> Base:
+    """Load a frozen base by hub name, folder or .gguf file; `fast` lets packs be read by our own attention.
 
     Raises InputError where it is not to be had, or where the packed layout or a plain linear head over its last hidden
     states does not compute its logits (convolutions, soft-capped or scaled logits).
@@ -45,7 +46,15 @@ def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "aut
         tokenizer.chat_template = plain_template(tokenizer)
     _declare_pad(tokenizer, model)
     base = Base(name, folder, model, tokenizer)
-    _check_layout(base)
+    if not _packs(base, packed_attention=False):
+        raise InputError(
+            f"base model {name!r} cannot be used: its attention or output layer is of a kind that packed sequences do "
+            "not work with"
+        )
+    if fast and where.type == "cpu":
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        base.attends_packed = _packs(base, packed_attention=True)
     return base
 
 
@@ -84,26 +93,20 @@ def load_classifier(name: str, dtype: str = "auto", device: str = "auto") -> Bas
 
 
 @torch.no_grad()
-def _check_layout(base: Base) -> None:
-    """Whether packing two responses after one prompt computes what separate forwards do, on this kind of model."""
-    mask = torch.ones(5, 5, dtype=torch.bool).tril_()
-    mask[4, 3] = False
-    inputs = {
-        "input_ids": torch.tensor([[1, 2, 3, 4, 5]]),
-        "position_ids": torch.tensor([[0, 1, 2, 3, 3]]),
-        "attention_mask": mask[None, None],
-    }
+def _packs(base: Base, packed_attention: bool) -> bool:
+    """Whether reading two responses after one prompt computes what separate forwards do, on this kind of model."""
+    base.attends_packed = packed_attention
     try:
-        packed = base.logits(base.hidden(**{key: value.to(base.device) for key, value in inputs.items()}))[0]
+        packed = base.logits(base.read(pack([Group([1, 2, 3], [[4], [5]])], base.device)))
         for last, row in ((4, 3), (5, 4)):
             plain = base.model(torch.tensor([[1, 2, 3, last]], device=base.device)).logits[0, -1]
             if (packed[row] - plain).float().norm() > 0.05 * plain.float().norm():
-                raise InputError(
-                    f"base model {base.name!r} cannot be used: its attention or output layer is of a kind that packed "
-                    "sequences do not work with"
-                )
+                return False
     except (TypeError, RuntimeError, AttributeError) as error:
+        if packed_attention:
+            return False
         raise InputError(f"base model {base.name!r} is of an unsupported kind ({error})") from None
+    return True
 
 
 def _resolve(name: str) -> str:

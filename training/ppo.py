@@ -29,11 +29,12 @@ from data.records import Prompt
 from training import policy_gradient, processes
 from training.advantages import Episode, Rollout, Running, estimate_advantages, rollout_metrics
 from training.base import Base
-from training.batches import Fit, Group, Pack, batch_of_step, encode_prompts, packs, steps_per_epoch
+from training.batches import Fit, batch_of_step, encode_prompts, steps_per_epoch
 from training.chat_template import decode
 from training.config import PPOConfig
 from training.critic import Critic, load_critic
-from training.loop import Optimizer, hold_out, load_policy, reference_adapter, token_log_probs
+from training.loop import Optimizer, compile_if_it_pays, hold_out, load_policy, reference_adapter, token_log_probs
+from training.packs import Group, Pack, packs
 from training.rewards import Reward, load_reward
 from training.rollout import Sample, sample, uniforms
 from training.run import Run, every, read_manifest
@@ -96,6 +97,8 @@ def _optimise(
     if critic:
         learned.append((critic.parameters(), config.value_learning_rate))
     optimizer = Optimizer(config, learned, total * config.ppo_epochs * config.minibatches)
+    episode = config.max_new_tokens / 2 + sum(len(group.prompt) for group in prompts) / len(prompts)
+    compile_if_it_pays(run, config, base, episode * config.batch_size * config.ppo_epochs * total)
     running = Running(config.beta)
     metrics: dict[str, float] = {}
     done, checkpoint = 0, None
@@ -215,11 +218,11 @@ def _read(
     parts, episodes = [], dict[tuple[int, int], Episode]()
     for pack in packs(groups, config.tokens_per_forward, base.device):
         with base.using("policy"):
-            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+            hidden = base.read(pack)[pack.predictors]
             log_probs, entropies = token_log_probs(base, hidden, pack.targets, config.temperature, entropy=True)
             values = models.critic(pack, hidden) if models.critic else torch.zeros_like(log_probs)
         with base.using(models.reference):
-            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+            hidden = base.read(pack)[pack.predictors]
             reference, _ = token_log_probs(base, hidden, pack.targets, config.temperature)
         members = [(pack.groups[number].index, k) for number, k in pack.members]
         sizes = [len(pack.groups[number].responses[k]) for number, k in pack.members]
@@ -282,7 +285,7 @@ def _loss(
         rollout.tokens(table, part.rows)
         for table in (rollout.log_probs, rollout.reference, rollout.values, rollout.advantages, rollout.returns)
     )
-    hidden = models.base.hidden(**pack.inputs())[0, pack.predictors]
+    hidden = models.base.read(pack)[pack.predictors]
     want_entropy = config.entropy_coefficient > 0
     log_probs, entropies = token_log_probs(models.base, hidden, pack.targets, config.temperature, want_entropy)
     log_ratio = log_probs - old_log_probs

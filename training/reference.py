@@ -14,9 +14,9 @@ from torch import Tensor
 
 from training import processes
 from training.base import Base
-from training.batches import Pack
 from training.default_model import cache_folder
 from training.files import write_json
+from training.packs import Pack
 
 
 def response_key(prompt: Sequence[int], response: Sequence[int]) -> str:

@@ -18,9 +18,10 @@ from data.preferences import Comparison
 from data.records import InputError
 from training import losses, processes
 from training.base import Base
-from training.batches import Group, Pack, encode_rankings, per_response
+from training.batches import encode_rankings
 from training.config import DPOConfig, RewardConfig
 from training.loop import Tally, fit, hold_out, load_policy
+from training.packs import Group, Pack, per_response
 from training.reward_model import load_head, new_head, scores
 from training.run import Run, read_manifest
 

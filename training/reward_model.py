@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from data.records import InputError, Message
 from training.base import Base
-from training.batches import Group, Pack, per_response
 from training.chat_template import decode, encode_prompt, encode_response
 from training.models import load_classifier
+from training.packs import Group, Pack, per_response
 from training.run import read_manifest
 
 
@@ -91,7 +91,7 @@ def load_head(checkpoint: Path | str) -> nn.Linear:
 
 def scores(base: Base, head: nn.Linear, pack: Pack) -> Tensor:
     """Scores (M,) in fp32: the head on the last token of each response."""
-    return head(base.hidden(**pack.inputs())[0, pack.last].float()).squeeze(-1)
+    return head(base.read(pack)[pack.last].float()).squeeze(-1)
 
 
 class Score:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from data.records import InputError, Prompt
 from training.base import Base
-from training.batches import Group
 from training.chat_template import decode
 from training.config import PPOConfig
+from training.packs import Group
 from training.reward_model import in_words_of, load_reward_model
 
 

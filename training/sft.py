@@ -14,9 +14,10 @@ from torch import Tensor
 from data.formats import read_demonstrations
 from training import processes
 from training.base import Base
-from training.batches import Group, Pack, encode_demonstrations, packs
+from training.batches import encode_demonstrations
 from training.config import SFTConfig
 from training.loop import Tally, fit, hold_out, load_policy, means, token_log_probs
+from training.packs import Group, Pack, packs
 from training.run import Run
 
 
@@ -34,7 +35,7 @@ class Imitation:
         """Sum over the pack's tokens. `tokens` and `packing/fill` are of a forward: what it learns from, and the share
         of its room that is taken; what is not taken is not computed either.
         """
-        hidden = self.base.hidden(**pack.inputs())[0, pack.predictors]
+        hidden = self.base.read(pack)[pack.predictors]
         log_probs, _ = token_log_probs(self.base, hidden, pack.targets)
         taken = pack.input_ids.shape[1]
         fill = taken / max(taken, self.config.tokens_per_forward)

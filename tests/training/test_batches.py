@@ -13,18 +13,10 @@ from data.formats import (
     write_rows,
 )
 from data.records import InputError
-from training.batches import (
-    Group,
-    batch_of_step,
-    encode_demonstrations,
-    encode_prompts,
-    encode_rankings,
-    pack,
-    packs,
-    per_response,
-)
+from training.batches import batch_of_step, encode_demonstrations, encode_prompts, encode_rankings
 from training.chat_template import encode_prompt, encode_response
 from training.loop import token_log_probs
+from training.packs import Group, pack, packs, per_response
 
 GROUPS = [
     Group([5, 6, 7, 8], [[20, 21, 22], [30], [40, 41, 42, 43, 2]]),
@@ -65,7 +57,7 @@ def test_packed_equals_separate(base, adapter):
     with torch.no_grad(), base.using(adapter):
         for tokens in (12, 1000):
             for forward in packs(GROUPS, tokens, base.device):
-                hidden = base.hidden(**forward.inputs())[0]
+                hidden = base.read(forward)
                 sums = forward.sum_per_response(token_log_probs(base, hidden[forward.predictors], forward.targets)[0])
                 for row, (number, k) in enumerate(forward.members):
                     log_prob, last = separate(base, forward.groups[number], k)
@@ -86,7 +78,7 @@ def test_long_rankings_are_scored_in_parts(base, tokens):
 
     def last_logit(found):
         sizes.append((found.input_ids.shape[1], len(found.members)))
-        return base.hidden(**found.inputs())[0, found.last, 0]
+        return base.read(found)[found.last, 0]
 
     groups = [*GROUPS, Group([5, 6], []), Group([5, 6], [[20 + k, 2] for k in range(20)])]
     with torch.no_grad():

@@ -13,10 +13,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from data.formats import parse_demonstration, parse_prompt, parse_ranking
 from data.records import InputError
 from training.base import Base
-from training.batches import encode_demonstrations, encode_prompts, encode_rankings, pack
+from training.batches import encode_demonstrations, encode_prompts, encode_rankings
 from training.chat_template import decode, encode_prompt, encode_response
 from training.default_model import default_model_folder
 from training.models import load_base
+from training.packs import pack
 
 LLAMA = (  # with one line's end after a header, not two: this tokenizer reads "\n\n" otherwise before a word than alone
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n"

@@ -18,11 +18,11 @@ from data.records import InputError
 from tests import toy
 from tests.training.conftest import ROOT, last_json
 from training import losses
-from training.batches import Group, pack
 from training.config import DPOConfig
 from training.dpo import DirectPreference, pair_losses
 from training.log_probs import kl_per_token
 from training.models import load_base
+from training.packs import Group, pack
 from training.reference import ReferenceLogProbs
 from training.run import read_metrics
 
@@ -203,8 +203,8 @@ def test_kl_along_samples_is_on_average_the_kl(tmp_path):
     found = pack([Group([4], answers)], base.device)
     with torch.no_grad():
         with base.using("policy"):
-            ours = base.hidden(**found.inputs())[0, found.predictors]
-        theirs = base.hidden(**found.inputs())[0, found.predictors]
+            ours = base.read(found)[found.predictors]
+        theirs = base.read(found)[found.predictors]
         along = found.sum_per_response(kl_per_token(base.logits, ours, theirs, chunk=7)).double()
     exact = toy.kl(policy, reference)
     assert exact > 0.05

@@ -17,11 +17,12 @@ from tests.tiny import make_toy_model
 from training import advantages, ppo, reward
 from training.advantages import Episode, Rollout, Running
 from training.base import Base
-from training.batches import Group, encode_prompts, pack
+from training.batches import encode_prompts
 from training.chat_template import decode, encode_prompt
 from training.config import PPOConfig, RewardConfig
 from training.critic import load_critic
 from training.models import load_base
+from training.packs import Group, pack
 from training.reward_model import Score
 from training.rewards import load_reward
 from training.run import checkpoints, read_metrics
@@ -320,7 +321,7 @@ def test_a_critic_starts_as_the_reward_model_or_the_parents(toy, toy_model):
     row = pack(groups, base.device)
     for adapter in (critic.adapter, model.adapter):
         with base.using(adapter), torch.no_grad():
-            hidden.append(base.hidden(**row.inputs())[0, row.last].float())
+            hidden.append(base.read(row)[row.last].float())
     value, score = critic.head(hidden[0]), model.head(hidden[1])
     torch.testing.assert_close(value, (score - model.mean) / model.std)
     assert float((score[0] - score[1]).abs()) > 1e-3, "the head says something"

@@ -10,11 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from data.formats import parse_ranking, write_rows
 from training import ppo
 from training.base import Base
-from training.batches import encode_rankings, packs, per_response
+from training.batches import encode_rankings
 from training.config import DEFAULT_MODEL, DPOConfig, PPOConfig, RewardConfig
 from training.dpo import DirectPreference
 from training.loop import token_log_probs
 from training.models import load_base
+from training.packs import packs, per_response
 from training.reward_model import new_head, scores
 from training.run import read_metrics
 
@@ -72,7 +73,7 @@ def test_padding_and_shared_prefixes_change_neither_log_probabilities_nor_scores
         found = list(packs(groups, tokens, real.device))
         log_probs, score = {}, {}
         for forward in found:
-            hidden = real.hidden(**forward.inputs())[0]
+            hidden = real.read(forward)
             values = token_log_probs(real, hidden[forward.predictors], forward.targets)[0]
             read_scores = scores(real, head, forward)
             for row, (number, k) in enumerate(forward.members):

@@ -15,9 +15,10 @@ from data.records import InputError
 from tests.training.conftest import last_json
 from training import losses
 from training.__main__ import main
-from training.batches import Group, encode_rankings
+from training.batches import encode_rankings
 from training.config import RewardConfig
 from training.evaluate import best_of, best_of_kl, best_of_metrics
+from training.packs import Group
 from training.reward import preference_loss, reward_metrics, terciles
 from training.reward_model import Classifier, in_words_of, load_reward_model
 from training.run import read_manifest, read_metrics

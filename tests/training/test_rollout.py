@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from data.records import InputError
-from training.batches import Group, packs
 from training.chat_template import encode_prompt
 from training.config import SFTConfig
 from training.generate import sample_all
 from training.loop import token_log_probs
+from training.packs import Group, packs
 from training.rollout import choose, sample, stream, uniforms
 
 
@@ -152,7 +152,7 @@ def test_training_reads_the_log_probabilities_that_were_sampled_from(base, tempe
     ]
     for pack in packs(groups, 4096, base.device):
         with torch.no_grad(), base.using("policy"):
-            hidden = base.hidden(**pack.inputs())[0, pack.predictors]
+            hidden = base.read(pack)[pack.predictors]
             trained, _ = token_log_probs(base, hidden, pack.targets, temperature)
         want = [x for number, k in pack.members for x in sampled[pack.groups[number].index * 3 + k]]
         torch.testing.assert_close(trained, torch.tensor(want), rtol=0, atol=1e-4)

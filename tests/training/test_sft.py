@@ -7,8 +7,9 @@ import torch
 
 from data.formats import parse_demonstration, write_rows
 from tests.training.conftest import last_json
-from training.batches import encode_demonstrations, packs
+from training.batches import encode_demonstrations
 from training.config import SFTConfig
+from training.packs import packs
 from training.run import read_metrics
 from training.sft import Imitation
 

@@ -1,0 +1,114 @@
+"""Every fast path against the plain one: log-probabilities to 1e-4 and gradients to 1e-3, in fp32."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.base import Base
+from training.config import DPOConfig
+from training.loop import token_log_probs
+from training.models import load_base
+from training.packs import Group, pack
+
+LIKELY, UNLIKELY = 1e-4, 1e-3
+
+
+def groups(seed: int = 0) -> list[Group]:
+    """Groups of several shapes: no response but one token, one long response, four responses, a long prompt."""
+    chance = random.Random(seed)
+    words = lambda count: [chance.randrange(3, 40_000) for _ in range(count)]  # noqa: E731
+    shapes = [(1, [1]), (7, [31]), (12, [5, 9, 2, 14]), (60, [3, 1])]
+    return [Group(words(p), [words(k) for k in sizes]) for p, sizes in shapes]
+
+
+def with_adapter(base: Base, seed: int = 1) -> Base:
+    """With an adapter "policy" that changes something."""
+    base.new_adapter("policy", DPOConfig(seed=seed))
+    torch.manual_seed(seed)
+    for parameter in base.adapter_parameters("policy"):
+        parameter.data.normal_(std=0.1)
+    base.set_trainable("policy")
+    return base
+
+
+def log_probs_and_gradients(base: Base) -> tuple[Tensor, list[Tensor]]:
+    """log p of every response token, and the adapter's gradients of a weighted sum of them."""
+    found = pack(groups(), base.device)
+    with base.using("policy"):
+        log_probs, entropies = token_log_probs(base, base.read(found)[found.predictors], found.targets, 0.7, True)
+        weights = torch.linspace(-1, 1, len(log_probs))
+        ((log_probs + 0.1 * entropies) * weights).sum().backward()
+    gradients = [p.grad.clone() for p in base.adapter_parameters("policy")]  # type: ignore[union-attr]
+    return log_probs.detach(), gradients
+
+
+def assert_alike(found: tuple[Tensor, list[Tensor]], plain: tuple[Tensor, list[Tensor]]) -> None:
+    assert (found[0] - plain[0]).abs().max() < LIKELY
+    for ours, theirs in zip(found[1], plain[1], strict=True):
+        assert theirs.abs().max() > 0
+        assert (ours - theirs).norm() < UNLIKELY * theirs.norm()
+
+
+@pytest.fixture
+def plain(tiny_model: Path) -> tuple[Tensor, list[Tensor]]:
+    """What the model's own layers and attention make of it."""
+    base = with_adapter(load_base(str(tiny_model), "fp32", "cpu", fast=False))
+    assert not base.attends_packed
+    return log_probs_and_gradients(base)
+
+
+def test_packed_attention(base: Base, plain: tuple[Tensor, list[Tensor]]) -> None:
+    assert base.attends_packed
+    assert_alike(log_probs_and_gradients(with_adapter(base)), plain)
+
+
+def test_compiled_layers(base: Base, plain: tuple[Tensor, list[Tensor]]) -> None:
+    said: list[str] = []
+    with_adapter(base).compile("policy", said.append)
+    assert said[-1].startswith("compiled in")
+    assert all(parameter.grad is None for parameter in base.adapter_parameters("policy"))
+    assert_alike(log_probs_and_gradients(base), plain)
+
+
+def test_compiled_readings_agree_to_the_last_bit(tiny_model: Path) -> None:
+    """With and without gradients, and of the reference where the adapter changes nothing yet: loss ln 2, ratio 1."""
+    base = load_base(str(tiny_model), "bf16", "cpu")
+    base.new_adapter("policy", DPOConfig())
+    base.compile("policy", print)
+    found = pack(groups(), base.device)
+    with base.using("policy"):
+        learning = base.read(found)
+        assert learning.requires_grad
+        with torch.no_grad():
+            assert torch.equal(base.read(found), learning)
+    with base.using(None), torch.no_grad():
+        assert torch.equal(base.read(found), learning)
+
+
+def test_without_a_compiler_the_run_goes_on_plainly(
+    base: Base, plain: tuple[Tensor, list[Tensor]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/c++",))
+    torch._dynamo.reset()
+    said: list[str] = []
+    with_adapter(base).compile("policy", said.append)
+    assert said[-1].startswith("not compiled, the run is slower:")
+    assert_alike(log_probs_and_gradients(base), plain)
+
+
+def test_a_layout_is_of_its_own_pack(base: Base) -> None:
+    """Packs of one length after one another must not be read with each other's masks."""
+    first = pack([Group([5, 6, 7], [[8, 9], [10]])], base.device)
+    second = pack([Group([5], [[6, 7], [8, 9, 10]])], base.device)
+    with torch.no_grad():
+        alone = base.read(second)
+        base.read(first)
+        assert torch.equal(base.read(second), alone)
+        assert not torch.allclose(base.read(first), alone)

@@ -1,0 +1,55 @@
+"""Decoder layers compiled by torch, for runs that are long enough to pay for it.
+
+One compilation serves all layers and all lengths: only the number of tokens varies, and it is left open. The compiled
+code rounds wherever the plain one does, so that the policy, its old self and the reference agree to the last bit with
+each other; from the plain layers they differ by rounding (other orders of sums). What is compiled is kept on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from training.default_model import cache_folder
+
+
+def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[float, str]:
+    """Compile the decoder's layers; `try_out` runs them once, forward and backward.
+
+    Returns (seconds it took, why it could not be done or ""). Where it could not the layers are as they were.
+    """
+    import torch._dynamo
+    import torch._inductor.config as inductor
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "compiled"))
+    inductor.emulate_precision_casts = True
+    inductor.cpp.dynamic_threads = True  # a run may be asked for fewer threads on its way
+    torch._dynamo.config.recompile_limit = 64  # adapters, with and without gradients
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    plain = [layer.forward for layer in layers]
+    started = time.monotonic()
+    for layer in layers:
+        layer.forward = _compiled(layer.forward)
+    try:
+        try_out()
+    except Exception as error:  # no compiler, a kind of layer it cannot trace, a full disk
+        for layer, forward in zip(layers, plain, strict=True):
+            layer.forward = forward
+        return time.monotonic() - started, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return time.monotonic() - started, "" if layers else "its layers are of an unknown kind"
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Read packs compiled; decode with a cache as before."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if kwargs.get("past_key_values") is None else forward)(*args, **kwargs)
+
+    return call
