@@ -10,16 +10,20 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.records import Demonstration, InputError, Message, Prompt, Ranking, Row, shown
+from data.stored import Stored
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:\w+)?(?<!\.jsonl)(?<!\.gz)(?<!\.parquet)(?<!\.csv)")
 """owner/name, as the hub spells it; a name that ends like a data file is meant as a file."""
 LIST_COLUMNS = ("completions", "ranks", "messages", "finish_reasons", "completion_info")
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
+
+
+Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
@@ -321,33 +325,36 @@ def parse_prompt_row(row: Row) -> Prompt:
     raise InputError('no "prompt" in the row')
 
 
-def read_rankings(path: Path | str) -> list[Ranking]:
+def read_rankings(path: Path | str) -> Stored[Ranking]:
     """All preferences of a file. Raises InputError with file and line at the first row that is wrong."""
     return _read(path, parse_ranking)
 
 
-def read_demonstrations(path: Path | str) -> list[Demonstration]:
+def read_demonstrations(path: Path | str) -> Stored[Demonstration]:
     """All demonstrations of a file. Raises InputError with file and line at the first row that is wrong."""
     return _read(path, parse_demonstration)
 
 
-def read_prompts(path: Path | str) -> list[Prompt]:
+def read_prompts(path: Path | str) -> Stored[Prompt]:
     """All prompts of a file. Raises InputError with file and line at the first row that is wrong."""
     return _read(path, parse_prompt_row)
 
 
-def _read(path: Path | str, parse: Any) -> list[Any]:
-    records = []
+def _read(path: Path | str, parse: Callable[[Row], Record]) -> Stored[Record]:
+    records = Stored(_records(path, parse))
+    if not records:
+        raise InputError(f"{path}: holds no rows")
+    return records
+
+
+def _records(path: Path | str, parse: Callable[[Row], Record]) -> Iterator[Record]:
     for place, row in read_rows(path):
         try:
             record = parse(row)
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         object.__setattr__(record, "place", place)  # frozen for everybody else
-        records.append(record)
-    if not records:
-        raise InputError(f"{path}: holds no rows")
-    return records
+        yield record
 
 
 def ranking_row(ranking: Ranking, **more: Any) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data.records import Demonstration, InputError, Message, Prompt, Ranking
+from data.stored import Stored
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
 
@@ -62,22 +63,25 @@ def opening(record: Prompt | Ranking | Demonstration) -> tuple[Message, ...]:
 
 def split_by_prompt(
     records: Sequence[Record], fraction: float, seed: int = 0, fold: int | None = None
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[Sequence[Record], Sequence[Record]]:
     """Split into (train, held out) so that no prompt, and no conversation that opens alike, stands on both sides.
 
     `fraction` of the distinct openings (at least one, where there are two) is held out, chosen by a keyed hash of the
     prompt's text: adding rows moves few prompts between the sides. With `fold`, the fold-th of round(1/fraction) folds.
     """
     if fraction <= 0:
-        return list(records), []
+        return records, []
     keys = [_prompt_key(record, seed) for record in records]
     order = sorted(set(keys))
     if len(order) < 2:
-        return list(records), []
+        return records, []
     size = min(max(1, round(len(order) * fraction)), len(order) - 1)
     held = set(order[:size]) if fold is None else set(order[fold :: round(1 / fraction)])
-    train = [record for record, key in zip(records, keys, strict=True) if key not in held]
-    return train, [record for record, key in zip(records, keys, strict=True) if key in held]
+    stored = records if isinstance(records, Stored) else Stored(records)
+    sides: tuple[list[int], list[int]] = [], []
+    for number, key in enumerate(keys):
+        sides[key in held].append(number)
+    return stored.pick(sides[False]), stored.pick(sides[True])
 
 
 def _prompt_key(record: Prompt | Ranking | Demonstration, seed: int) -> bytes:

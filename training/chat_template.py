@@ -64,12 +64,18 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     return frozenset([*added, *tokenizer.all_special_tokens])
 
 
-def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, up to where the assistant's answer begins.
+class Text(NamedTuple):
+    """Something to tokenise. In what people wrote, a control token that is spelled out is text."""
 
-    What people wrote is text even where it spells a control token. Raises InputError where the template refuses.
+    text: str
+    written: bool
+
+
+def prompt_texts(base: Base, messages: Sequence[Message]) -> list[Text]:
+    """A conversation up to where the assistant's answer begins, as texts that are tokenised one by one.
+
+    Raises InputError where the template refuses.
     """
-    tokenizer = base.tokenizer
     turns = [{"role": m["role"], "content": m["content"]} for m in messages]
     hostile = any(token in turn["content"] for turn in turns for token in base.control_tokens)
     # the words give way to a mark, and their outer blanks stay, so that the template may cut them
@@ -81,23 +87,45 @@ def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
         ]
     try:
         text = str(
-            tokenizer.apply_chat_template(shown if hostile else turns, add_generation_prompt=True, tokenize=False)
+            base.tokenizer.apply_chat_template(shown if hostile else turns, add_generation_prompt=True, tokenize=False)
         )
     except (TemplateError, TypeError, ValueError) as error:  # the template's own complaint, or what it stumbles over
         raise InputError(f"the model's chat template refuses this conversation: {error}") from None
     if not hostile:
-        return _ids(tokenizer, text)
-    ids: list[int] = []
-    for place, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):  # in the template's order, which may drop turns
-        ids += _ids(tokenizer, words[int(part)], split_special_tokens=True) if place % 2 else _ids(tokenizer, part)
-    return ids
+        return [Text(text, written=False)]
+    parts = re.split("\ue000(\\d+)\ue001", text)  # in the template's order, which may drop turns
+    return [
+        Text(words[int(part)], written=True) if place % 2 else Text(part, written=False)
+        for place, part in enumerate(parts)
+    ]
+
+
+def response_text(base: Base, text: str) -> Text:
+    """An assistant's answer as it is tokenised, without the token that ends it."""
+    return Text(text.strip() if base.answer_form.stripped else text, written=True)
+
+
+def encode_prompt(base: Base, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation, up to where the assistant's answer begins.
+
+    What people wrote is text even where it spells a control token. Raises InputError where the template refuses.
+    """
+    return [token for text in prompt_texts(base, messages) for token in _encode(base, text)]
 
 
 def encode_response(base: Base, text: str, ended: bool = True) -> list[int]:
     """Token ids of an assistant's answer, with the token that ends it where the answer had come to its end."""
-    form = base.answer_form
-    ids = _ids(base.tokenizer, text.strip() if form.stripped else text, split_special_tokens=True)
-    return [*ids, form.end_id] if ended else ids
+    ids = _encode(base, response_text(base, text))
+    return [*ids, base.answer_form.end_id] if ended else ids
+
+
+def encode_texts(base: Base, texts: Sequence[Text]) -> list[list[int]]:
+    """Token ids of each text: all at once, for which a fast tokenizer uses every core."""
+    ids = {
+        written: iter(_ids(base.tokenizer, [text.text for text in texts if text.written == written], written))
+        for written in {text.written for text in texts}
+    }
+    return [next(ids[text.written]) for text in texts]
 
 
 def decode(base: Base, ids: Sequence[int]) -> str:
@@ -105,5 +133,11 @@ def decode(base: Base, ids: Sequence[int]) -> str:
     return base.tokenizer.decode(list(ids), skip_special_tokens=True)  # type: ignore[return-value]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **how: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, **how)["input_ids"])
+def _encode(base: Base, text: Text) -> list[int]:
+    return list(_ids(base.tokenizer, text.text, text.written))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str | list[str], written: bool = False) -> Any:
+    """Token ids of a text, or a list of them for each of several."""
+    how = {"split_special_tokens": True} if written else {}
+    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, **how)["input_ids"]

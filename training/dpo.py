@@ -143,7 +143,7 @@ def train(config: DPOConfig, resume: bool = False) -> dict[str, Any]:
     with Run(config, "dpo", resume) as run:
         rankings, held_out = hold_out(config, read_rankings)
         base, state = load_policy(run, config)
-        groups, fitted = encode_rankings(base, rankings, config.max_length)
+        groups, fitted = encode_rankings(base, rankings, config.max_length, run.say)
         run.say(fitted.describe("rankings", config.max_length))
         ties = sum(c.tie for group in groups for c in group.comparisons)
         if ties and config.ties == "ignore":

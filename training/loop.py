@@ -104,7 +104,9 @@ def token_log_probs(
     return TokenLogProbs.apply(hidden, head.weight, head.bias, targets, temperature, entropy, 256)
 
 
-def hold_out(config: TrainingConfig, read: Callable[[Path | str], list[Record]]) -> tuple[list[Record], list[Record]]:
+def hold_out(
+    config: TrainingConfig, read: Callable[[Path | str], Sequence[Record]]
+) -> tuple[Sequence[Record], Sequence[Record]]:
     """(training records, held-out records): from the validation file, or a share of the prompts."""
     records = read(config.data)
     if config.validation_data:

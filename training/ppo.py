@@ -71,7 +71,7 @@ def train(config: PPOConfig, resume: bool = False) -> dict[str, Any]:
         records, held_records = hold_out(config, read_prompts)
         base, state = load_policy(run, config)
         room = config.max_length - config.max_new_tokens
-        prompts, fitted = encode_prompts(base, records, room)
+        prompts, fitted = encode_prompts(base, records, room, run.say)
         run.say(fitted.describe("prompts", room))
         held = encode_prompts(base, held_records, room)[0] if held_records else []
         critic = load_critic(base, config, state["checkpoint"] if state else None)

@@ -227,7 +227,7 @@ def train(config: RewardConfig, resume: bool = False) -> dict[str, Any]:
         continues = source is not None and read_manifest(source)["kind"] == "reward"
         head = load_head(source) if source and continues else new_head(base.hidden_size, config.seed)
         head.to(base.device)
-        groups, fitted = encode_rankings(base, rankings, config.max_length)
+        groups, fitted = encode_rankings(base, rankings, config.max_length, run.say)
         run.say(fitted.describe("rankings", config.max_length))
         if not any(counted(group, config.ties != "ignore") for group in groups):
             raise InputError(f"{config.data}: every comparison is a tie; set ties to half, davidson or rao-kupper")

@@ -62,7 +62,7 @@ def train(config: SFTConfig, resume: bool = False) -> dict[str, Any]:
     with Run(config, "sft", resume) as run:
         demonstrations, held_out = hold_out(config, read_demonstrations)
         base, state = load_policy(run, config)
-        groups, fitted = encode_demonstrations(base, demonstrations, config.max_length)
+        groups, fitted = encode_demonstrations(base, demonstrations, config.max_length, run.say)
         run.say(fitted.describe("demonstrations", config.max_length))
         held = encode_demonstrations(base, held_out, config.max_length)[0] if held_out else []
         return fit(run, config, base, Imitation(base, config), groups, held, fitted, resume=state)

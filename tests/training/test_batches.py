@@ -1,5 +1,7 @@
 """The packed layout computes what separate sequences compute; nothing is masked, cut or trained by accident."""
 
+import time
+
 import pytest
 import torch
 
@@ -191,6 +193,14 @@ def test_responses_are_never_cut(base):
     for group in groups:
         texts = [base.tokenizer.decode(list(ids)) for ids in group.responses]
         assert texts == [f"{rows[group.index]['chosen']}<|im_end|>", "No.<|im_end|>"]
+
+
+def test_long_preparations_say_how_far_they_are(base, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    said = []
+    encode_prompts(base, [parse_prompt(f"Question {i}") for i in range(7)], 100, said.append)
+    assert said == ["tokenised 3 of 7 prompts, about 16 s left", "tokenised 6 of 7 prompts, about 4 s left"]
 
 
 def test_mistakes_found_while_encoding_name_the_row(base, tmp_path):

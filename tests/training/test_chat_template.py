@@ -11,7 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data.formats import parse_demonstration, parse_prompt, parse_ranking
+from data.preferences import comparisons
 from data.records import InputError
+from training import batches
 from training.base import Base
 from training.batches import encode_demonstrations, encode_prompts, encode_rankings
 from training.chat_template import decode, encode_prompt, encode_response
@@ -127,6 +129,107 @@ def test_rankings_prompts_and_demonstrations_agree(found):
     assert layout.input_ids[0].tolist() == expected
     learned = base.tokenizer.decode(layout.targets.tolist())
     assert learned == f"First answer.{family.end}Second answer: 2.{family.end}", "every answer, and nothing else"
+
+
+def conversations(family: Family) -> list[list[dict[str, str]]]:
+    """Prompts of every kind: long, short, with a system message, with blanks, with control tokens spelled out."""
+    hostile = f"hi {family.end}{''.join(family.named)} there"
+    system = [{"role": "system", "content": "Be brief."}] if family.system else []
+    found = []
+    for i in range(40):
+        turns = []
+        for turn in range(i % 7):
+            words = hostile if (i, turn) in ((5, 0), (12, 3)) else f" number {turn * i} " * (turn * i % 11)
+            turns += [{"role": "user", "content": f"{i}: {words}\n"}, {"role": "assistant", "content": f"so {words}"}]
+        last = {8: hostile, 13: "long " * 200}.get(i, f"Two?\n\nAnd {'more ' * (i % 5)}{i}?")
+        found.append([*(system if i % 2 else []), *turns, {"role": "user", "content": last}])
+    return found
+
+
+def plain_prompt(base: Base, turns: list[dict[str, str]], room: int) -> tuple[list[int] | None, bool]:
+    """(ids, whether turns were dropped): one conversation after the other, one more pair of turns dropped each time."""
+    oldest = int(turns[0]["role"] == "system")
+    for first in range(oldest, len(turns), 2):
+        ids = encode_prompt(base, [*turns[:oldest], *turns[first:]])
+        if len(ids) <= room:
+            return ids, first > oldest
+    return None, False
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_rows_encoded_together_are_what_each_is_alone(found, chunk, monkeypatch):
+    base, family = found
+    monkeypatch.setattr(batches, "ROWS_TOGETHER", chunk)
+    prompts = conversations(family)
+
+    expected = [(plain_prompt(base, turns, 90)[0], index) for index, turns in enumerate(prompts)]
+    groups, fit = encode_prompts(base, [parse_prompt(turns) for turns in prompts], 90)
+    assert [(list(g.prompt), g.index) for g in groups] == [(ids, i) for ids, i in expected if ids is not None]
+    assert fit.kept == len(groups) == 40 - fit.left_out < 40
+    assert fit.shortened == sum(plain_prompt(base, turns, 90)[1] for turns in prompts) > 0
+
+    rows = []
+    for i, turns in enumerate(prompts):
+        answers = [f" Yes {family.end} {i}.", "No. " * (i % 4 + 1), "Maybe\n"]
+        ranks = {3: [1, 1, 2], 4: [2, None, 1]}.get(i, [1, 2, 3])
+        row = {"prompt": turns, "completions": answers, "ranks": ranks, "weight": i + 1.0, "margin": i}
+        rows.append(row | ({"finish_reasons": ["stop", "length", "stop"]} if i % 3 else {}))
+    rows[20] = rows[2]
+    rows[21] = rows[21] | {"completions": ["same"] * 3}
+    rankings = [parse_ranking(row) for row in rows]
+    wanted = []
+    for index, ranking in enumerate(rankings):
+        ranked = [k for k in range(3) if ranking.ranks[k] is not None]
+        responses = [encode_response(base, ranking.completions[k], ranking.ended[k]) for k in ranked]
+        prompt, _ = plain_prompt(base, rows[index]["prompt"], 100 - max(map(len, responses)))
+        if prompt is not None and index not in (20, 21):
+            pairs = [(ranked.index(c.winner), ranked.index(c.loser), c.tie, c.margin) for c in comparisons(ranking)]
+            wanted.append((prompt, responses, pairs, ranking.weight, index))
+    groups, fit = encode_rankings(base, rankings, 100)
+    assert [
+        (list(g.prompt), [list(r) for r in g.responses], g.comparisons, g.weight, g.index) for g in groups
+    ] == wanted
+    assert (fit.kept, fit.duplicates, fit.identical) == (len(wanted), 1, 1)
+
+    talks = [[*turns, {"role": "assistant", "content": f"Answer {i}"}] for i, turns in enumerate(prompts)]
+    groups, fit = encode_demonstrations(base, [parse_demonstration({"messages": talk}) for talk in talks], 150)
+    by_index = {group.index: group for group in groups}
+    for index, talk in enumerate(talks):
+        targets: list[int | None] = []  # None where nothing is learned
+        for i, message in enumerate(talk):
+            if message["role"] == "assistant":
+                before, answer = encode_prompt(base, talk[:i]), encode_response(base, message["content"])
+                targets += [None] * (len(before) - len(targets)) + answer
+        if len(targets) > 150:
+            assert index not in by_index
+            continue
+        group, learned = by_index[index], [token for token in targets if token is not None]
+        assert [*group.prompt, *group.responses[0]] == [*before, *answer]
+        assert targets[len(group.prompt)] == group.responses[0][0]
+        assert set(targets[: len(group.prompt)]) == {None}
+        assert [t for t, mark in zip(group.responses[0], group.targets[0], strict=True) if mark] == learned
+    assert 0 < len(groups) == fit.kept == 40 - fit.left_out < 40
+
+
+def test_the_first_mistake_of_a_file_is_told_though_a_later_one_is_met_sooner(found):
+    base, _ = found
+    base.tokenizer.chat_template, before = (
+        (
+            "{% if messages[0]['content'] == 'short' %}{{ raise_exception('too short') }}{% endif %}"
+            "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        ),
+        base.tokenizer.chat_template,
+    )
+    long = ["word " * 100, "yes", "short"]
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), long, strict=True)]
+    prompts = [parse_prompt(text) for text in ("fine", turns, "short")]
+    for number, prompt in enumerate(prompts, 1):
+        object.__setattr__(prompt, "place", f"file:{number}")
+    try:
+        with pytest.raises(InputError, match=r"^file:2: .*too short"):
+            encode_prompts(base, prompts, 50)
+    finally:
+        base.tokenizer.chat_template = before
 
 
 def test_outer_blanks_are_cut_where_the_template_cuts_them(found):

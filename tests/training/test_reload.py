@@ -12,8 +12,7 @@ import torch
 
 from data.formats import write_rows
 from training.__main__ import main
-from training.batches import encode_response
-from training.chat_template import encode_prompt
+from training.chat_template import encode_prompt, encode_response
 from training.config import DEFAULT_MODEL
 from training.default_model import default_model_folder
 from training.models import load_base
