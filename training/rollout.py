@@ -12,14 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+import torch.nn.functional as F
 
 from data.records import InputError, Message
 from training.base import Base
 from training.chat_template import decode, encode_prompt
+from training.decoding import start_decoding
 
 GREEDY = 1e-5
 """Below this temperature the most likely token is taken; logits divided by less would overflow."""
+
+STILL_RUNNING = 0.75
+"""Finished sequences leave when no more than this share of the batch goes on: leaving copies the cache."""
 
 
 @dataclass
@@ -59,12 +63,36 @@ def choose(
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    cumulative = probabilities.cumsum(-1, dtype=_exact(logits.device))
+    drawn = _invert(probabilities, uniform)
+    if bool(greedy.any()):
+        drawn = torch.where(greedy[:, 0], logits.argmax(-1), drawn)
+    return drawn
+
+
+BLOCK = 256
+"""Probabilities are summed by blocks: only the block that the draw falls into is summed entry by entry."""
+
+
+def _invert(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first index at which the cumulative sum of a row of (B, V) exceeds uniform (B,) times its total."""
+    count, exact = len(probabilities), _exact(probabilities.device)
+    if rest := probabilities.shape[-1] % BLOCK:
+        probabilities = F.pad(probabilities, (0, BLOCK - rest))
+    blocks = probabilities.view(count, -1, BLOCK)
+    sums = blocks.sum(-1).to(exact)
+    wanted = uniform.to(exact)[:, None] * sums.sum(-1, keepdim=True)
+    block = _first_beyond(sums, wanted)
+    wanted = wanted - (sums.cumsum(-1) - sums).gather(1, block)
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)
+    return (block * BLOCK + _first_beyond(within.to(exact), wanted)).squeeze(1)
+
+
+def _first_beyond(weights: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The first index (B, 1) at which the cumulative sum of (B, n) exceeds `wanted` (B, 1), or reaches its total: where
+    rounding has made `wanted` the total, what follows has no weight."""
+    cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:].contiguous()
-    drawn = torch.searchsorted(cumulative, uniform.to(cumulative.dtype)[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # where the total is reached: rounding must not lead beyond
-    drawn = torch.minimum(drawn, last).clamp(max=logits.shape[-1] - 1)
-    return torch.where(greedy, logits.argmax(-1, keepdim=True), drawn).squeeze(-1)
+    return torch.minimum(torch.searchsorted(cumulative, wanted, right=True), torch.searchsorted(cumulative, total))
 
 
 def _exact(device: torch.device) -> torch.dtype:
@@ -82,59 +110,44 @@ def sample(
     temperature: float | Sequence[float] = 1.0,
     top_p: float = 1.0,
     on_step: Callable[[], None] | None = None,
+    fast: bool = True,
 ) -> list[list[Sample]]:
     """K samples of each of P prompts.
 
     `random` (P, K, L) holds the uniforms; L is the longest response. `temperature` is one number or one for each k.
-    A finished sequence leaves the batch. The prompt is read once for its K samples.
+    Finished sequences leave the batch. The prompt is read once for its K samples. `fast=False` decodes with the model's
+    own forward.
     """
     count, repeats, longest = random.shape
-    width = max(len(ids) for ids in prompts)
     device = base.device
-    pad = int(base.tokenizer.pad_token_id)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     temperatures = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (repeats,))
     heat = torch.tensor(np.tile(temperatures, count), device=device)[:, None]
     uniform = torch.tensor(random.reshape(count * repeats, longest), dtype=_exact(device), device=device)
     stops = base.stop_ids
     results = [Sample([], "length") for _ in range(count * repeats)]
     with base.using(adapter):
-        cache = DynamicCache(config=base.model.config)
-        decoder = base.model.get_decoder()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        hidden = out.last_hidden_state[:, -1].repeat_interleave(repeats, 0)
-        cache.batch_repeat_interleave(repeats)
-        mask = mask.repeat_interleave(repeats, 0)
-        position = mask.sum(-1, keepdim=True)
-        alive = torch.arange(count * repeats, device=device)
+        decoding = start_decoding(base, prompts, repeats, longest, fast)
+        rows = torch.arange(count * repeats, device=device)  # which sample each row of the batch is
         for step in range(longest):
-            tokens = choose(base.logits(hidden), uniform[alive, step], heat[alive], top_p)
-            keep = []
-            for row, (index, token) in enumerate(zip(alive.tolist(), tokens.tolist(), strict=True)):
-                results[index].ids.append(token)
-                if token in stops:
-                    results[index].finish_reason = "stop"
-                else:
-                    keep.append(row)
+            tokens = choose(decoding.logits, uniform[rows, step], heat[rows], top_p)
+            running = []
+            for row, (index, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
+                found = results[index]
+                if found.finish_reason == "length":
+                    found.ids.append(token)
+                    if token in stops:
+                        found.finish_reason = "stop"
+                    else:
+                        running.append(row)
             if on_step:
                 on_step()
-            if not keep or step == longest - 1:
+            if not running or step == longest - 1:
                 break
-            if len(keep) < len(alive):
-                rows = torch.tensor(keep, device=device)
-                cache.batch_select_indices(rows)
-                alive, tokens, mask, position = alive[rows], tokens[rows], mask[rows], position[rows]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
-            out = decoder(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            hidden, position = out.last_hidden_state[:, -1], position + 1
+            if len(running) <= STILL_RUNNING * len(rows):
+                kept = torch.tensor(running, device=device)
+                decoding.keep(kept)
+                rows, tokens = rows[kept], tokens[kept]
+            decoding.step(tokens)
     return [results[i * repeats : (i + 1) * repeats] for i in range(count)]
 
 
@@ -162,12 +175,11 @@ def stream(
             "start a new chat or ask for a shorter answer"
         )
     random = torch.tensor(uniforms(seed, 0, 0, 0, max_new_tokens), dtype=_exact(base.device), device=base.device)
-    cache = DynamicCache(config=base.model.config)
-    inputs, ids = torch.tensor([prompt], device=base.device), list[int]()
+    ids = list[int]()
+    with base.using(adapter), torch.no_grad():
+        decoding = start_decoding(base, [prompt], 1, max_new_tokens)
     for step in range(max_new_tokens):
-        with base.using(adapter), torch.no_grad():
-            out = base.model.get_decoder()(input_ids=inputs, past_key_values=cache, use_cache=True)
-            token = choose(base.logits(out.last_hidden_state[:, -1]), random[step : step + 1], temperature, top_p)
+        token = choose(decoding.logits, random[step : step + 1], temperature, top_p)
         ended = int(token) in base.stop_ids
         if not ended:
             ids.append(int(token))
@@ -176,4 +188,5 @@ def stream(
         yield Token(text if reason else text.rstrip("\ufffd"), len(ids), reason)
         if reason:
             return
-        inputs = token[:, None]
+        with base.using(adapter), torch.no_grad():
+            decoding.step(token)
