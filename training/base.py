@@ -44,6 +44,7 @@ class Base:
         self._active = ActiveAdapter()
         self._attached: dict[tuple[Path, int], str] = {}
         self._sha256 = ""
+        self.fast = True
         self.attends_packed = False
         self.before_backward: Callable[[], None] | None = None
         self.model.requires_grad_(False)

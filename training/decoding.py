@@ -34,14 +34,12 @@ class Decoding(Protocol):
         """Go on with these sequences alone."""
 
 
-def start_decoding(
-    base: Base, prompts: Sequence[Sequence[int]], repeats: int, longest: int, fast: bool = True
-) -> Decoding:
+def start_decoding(base: Base, prompts: Sequence[Sequence[int]], repeats: int, longest: int) -> Decoding:
     """Read the prompts with the active adapter, each once for its `repeats` sequences, which lie side by side.
 
     `longest` is the most tokens that will follow. Call this and the steps inside `base.using(adapter)`.
     """
-    layers = _layers_of(base) if fast else None
+    layers = _layers_of(base) if base.fast else None
     if layers is None:
         return ModelDecoding(base, prompts, repeats)
     return LlamaDecoding(layers, base.active_adapter, prompts, repeats, longest)
@@ -90,8 +88,7 @@ LowRank = tuple[Tensor, Tensor] | None
 class LlamaDecoding:
     """Decoding by `LlamaLayers`. The keys of a layer are (B, G, longest, h).
 
-    The adapter stays a low-rank product beside the base: adding it to the weights would cost as much as it saves, and
-    in bf16 would round a young adapter away.
+    The adapter stays a low-rank product beside the base: added to the weights in bf16 a young one is rounded away.
     """
 
     def __init__(

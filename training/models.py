@@ -26,7 +26,7 @@ from training.packs import Group, pack
 
 
 def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto", fast: bool = True) -> Base:
-    """Load a frozen base by hub name, folder or .gguf file; `fast` lets packs be read by our own attention.
+    """Load a frozen base by hub name, folder or .gguf file; `fast` lets our own attention and decoding work.
 
     Raises InputError where it is not to be had, or where the packed layout or a plain linear head over its last hidden
     states does not compute its logits (convolutions, soft-capped or scaled logits).
@@ -46,6 +46,7 @@ def load_base(name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "aut
         tokenizer.chat_template = plain_template(tokenizer)
     _declare_pad(tokenizer, model)
     base = Base(name, folder, model, tokenizer)
+    base.fast = fast
     if not _packs(base, packed_attention=False):
         raise InputError(
             f"base model {name!r} cannot be used: its attention or output layer is of a kind that packed sequences do "

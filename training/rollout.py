@@ -110,13 +110,11 @@ def sample(
     temperature: float | Sequence[float] = 1.0,
     top_p: float = 1.0,
     on_step: Callable[[], None] | None = None,
-    fast: bool = True,
 ) -> list[list[Sample]]:
     """K samples of each of P prompts.
 
     `random` (P, K, L) holds the uniforms; L is the longest response. `temperature` is one number or one for each k.
-    Finished sequences leave the batch. The prompt is read once for its K samples. `fast=False` decodes with the model's
-    own forward.
+    Finished sequences leave the batch. The prompt is read once for its K samples.
     """
     count, repeats, longest = random.shape
     device = base.device
@@ -126,7 +124,7 @@ def sample(
     stops = base.stop_ids
     results = [Sample([], "length") for _ in range(count * repeats)]
     with base.using(adapter):
-        decoding = start_decoding(base, prompts, repeats, longest, fast)
+        decoding = start_decoding(base, prompts, repeats, longest)
         rows = torch.arange(count * repeats, device=device)  # which sample each row of the batch is
         for step in range(longest):
             tokens = choose(decoding.logits, uniform[rows, step], heat[rows], top_p)

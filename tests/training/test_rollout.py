@@ -141,6 +141,7 @@ def test_a_conversation_that_the_template_refuses_or_cuts(base):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_training_reads_the_log_probabilities_that_were_sampled_from(base, temperature, fast, monkeypatch):
     """Prompts of unequal length, token by token through the cache, against one packed forward."""
+    base.fast = fast
     base.new_adapter("policy", SFTConfig(lora_rank=4))
     torch.manual_seed(3)
     for parameter in base.adapter_parameters("policy"):
@@ -155,7 +156,7 @@ def test_training_reads_the_log_probabilities_that_were_sampled_from(base, tempe
         return choose(logits, uniform, heat, top_p)
 
     monkeypatch.setattr(rollout, "choose", watch)
-    found = sample(base, prompts, random, adapter="policy", temperature=temperature, fast=fast)
+    found = sample(base, prompts, random, adapter="policy", temperature=temperature)
     flat = [s for many in found for s in many]
     assert len({len(s.ids) for s in flat}) > 2, "they end at different steps"
     groups = [
