@@ -100,7 +100,7 @@ def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
 def precompute(config: DPOConfig, file: Path) -> None:
     """Compute the reference's log-probabilities of all the data into the file that `reference_cache` reads."""
     set_threads(config.num_threads)
-    base = load_base(config.base_model, config.dtype, config.device)
+    base = load_base(config.base_model, config.dtype, config.device, fast=config.fast != "off")
     groups, _ = encode_rankings(base, read_rankings(config.data), config.max_length)
     known = ReferenceLogProbs(file)
     objective = DirectPreference(base, config, None, known)

@@ -1,12 +1,15 @@
-"""Attention over packed groups, each on its own: T tokens of G groups cost Σ L_g² and not T², forward and backward.
+"""Attention over packed groups: no token is compared with one that it may not look at.
 
-torch's fused attention for CPUs is fast forward and slow backward (at L = 256 a backward took seven forwards), so the
-backward is ours, from matrix products: with P = softmax(S), S = scale Q Kᵀ + mask, O = P V and δ = rowsum(dO ∘ O),
+A prompt looks at itself, a response at its prompt and itself, so a group of a prompt of P tokens and responses of R_k
+costs P² + Σ R_k (P + R_k), where one masked square over T packed tokens costs T².
+
+torch's fused attention for CPUs is fast forward and slow backward (at 256 tokens a backward took seven forwards), so
+the backward is ours, from matrix products: with P = softmax(S), S = scale Q Kᵀ + mask, O = P V and δ = rowsum(dO ∘ O),
 
     dV = Pᵀ dO,  dS = P ∘ (dO Vᵀ - δ) scale,  dQ = dS K,  dK = dSᵀ Q              (arXiv:2205.14135, appendix B.2)
 
-P is computed again from S and the log of its row sums, so nothing of size L² is kept. Queries that share a key head
-(arXiv:2305.13245) lie in one product with it; keys are never repeated.
+P is computed again from S and the log of its row sums, so nothing of a square's size is kept. Queries that share a key
+head (arXiv:2305.13245) lie in one product with it.
 
 The two operators are opaque to a compiler: a compiled decoder layer calls them as they are. Which tokens may look where
 is a `Layout`, and what travels through the model in the attention mask's place is its number.
@@ -15,8 +18,8 @@ is a `Layout`, and what travels through the model in the attention mask's place 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -32,15 +35,35 @@ _numbers = itertools.count()
 _layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
 
+class Block(NamedTuple):
+    """Tokens start:end look at a prefix and at themselves, where `looks` (tokens, prefix + tokens) is True."""
+
+    start: int
+    end: int
+    prefix_start: int
+    prefix_end: int
+    looks: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """What the block looks at, of keys or values (H_kv, T, D)."""
+        own = x[:, self.start : self.end]
+        if self.prefix_start == self.prefix_end:
+            return own
+        return torch.cat([x[:, self.prefix_start : self.prefix_end], own], 1)
+
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """Add gradients of what `of` returned to those of all keys or values."""
+        before = self.prefix_end - self.prefix_start
+        total[:, self.prefix_start : self.prefix_end] += part[:, :before]
+        total[:, self.start : self.end] += part[:, before:]
+
+
 class Layout:
-    """Which tokens of a pack may look at which: G blocks on the diagonal.
+    """Which tokens of a pack may look at which. It must outlive the backward."""
 
-    `blocks`: (first token, end, mask (L, L), True where a token may look) of each group. It must outlive the backward.
-    """
-
-    def __init__(self, blocks: Sequence[tuple[int, int, Tensor]]) -> None:
+    def __init__(self, blocks: Iterable[Block]) -> None:
         self.blocks = [
-            (start, end, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))) for start, end, mask in blocks
+            (block, torch.zeros(block.looks.shape).masked_fill_(~block.looks, float("-inf"))) for block in blocks
         ]
         self._number = next(_numbers)
         _layouts[self._number] = self
@@ -57,14 +80,14 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, handle: Tensor, scale: flo
     shared = heads // k.shape[1]
     out = q.new_empty(1, length, heads, width)
     log_sums = q.new_empty((heads, length), dtype=torch.float32)
-    for start, end, mask in _layouts[int(handle)].blocks:
-        part = slice(start, end)
-        keys, values = (x[:, :, part].repeat_interleave(shared, 1) for x in (k, v))
+    for block, mask in _layouts[int(handle)].blocks:
+        rows = slice(block.start, block.end)
+        keys, values = (block.of(x[0]).repeat_interleave(shared, 0)[None] for x in (k, v))
         found, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q[:, :, part], keys, values, attn_mask=mask[None, None], scale=scale
+            q[:, :, rows], keys, values, attn_mask=mask[None, None], scale=scale
         )
-        out[:, part] = found.transpose(1, 2)
-        log_sums[:, part] = log_sum[0]
+        out[:, rows] = found.transpose(1, 2)
+        log_sums[:, rows] = log_sum[0]
     return out, log_sums
 
 
@@ -74,22 +97,41 @@ def packed_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `q`, `k` and `v` from that of the output (1, T, H, D)."""
     heads, kv, width = q.shape[1], k.shape[1], q.shape[3]
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq = q.new_empty(q.shape)
+    dk, dv = (x.new_zeros(x.shape[1:], dtype=torch.float32) for x in (k, v))
     delta = (grad[0].float() * out[0].float()).sum(-1).t()
-    for start, end, mask in _layouts[int(handle)].blocks:
-        size, part = end - start, slice(start, end)
-        rows = (kv, heads // kv * size, width)
-        queries, grads = q[0, :, part].reshape(rows), grad[0, part].transpose(0, 1).reshape(rows)
-        keys, values = k[0, :, part], v[0, :, part]
-        squares = (heads, size, size)
-        scores = torch.bmm(queries, keys.transpose(1, 2)).view(squares).float().mul_(scale).add_(mask)
-        p = scores.sub_(log_sums[:, part, None]).exp_()
-        dp = torch.bmm(grads, values.transpose(1, 2)).view(squares).float()
-        ds = dp.sub_(delta[:, part, None]).mul_(p).mul_(scale).to(q.dtype).view(kv, -1, size)
-        dv[0, :, part] = torch.bmm(p.to(q.dtype).view(kv, -1, size).transpose(1, 2), grads)
-        dq[0, :, part] = torch.bmm(ds, keys).view(heads, size, width)
-        dk[0, :, part] = torch.bmm(ds.transpose(1, 2), queries)
-    return dq, dk, dv
+    for block, mask in _layouts[int(handle)].blocks:
+        rows, size = slice(block.start, block.end), block.end - block.start
+        stacked = (kv, heads // kv * size, width)
+        queries, grads = q[0, :, rows].reshape(stacked), grad[0, rows].transpose(0, 1).reshape(stacked)
+        keys, values = block.of(k[0]), block.of(v[0])
+        scores, dp = torch.bmm(queries, keys.transpose(1, 2)), torch.bmm(grads, values.transpose(1, 2))
+        shape = scores.shape
+        p, ds = _slopes[0](
+            scores.view(heads, size, -1), dp.view(heads, size, -1), mask, log_sums[:, rows], delta[:, rows], scale
+        )
+        p, ds = p.view(shape), ds.view(shape)
+        block.add(dv, torch.bmm(p.transpose(1, 2), grads))
+        dq[0, :, rows] = torch.bmm(ds, keys).view(heads, size, width)
+        block.add(dk, torch.bmm(ds.transpose(1, 2), queries))
+    return dq, dk.to(k.dtype)[None], dv.to(v.dtype)[None]
+
+
+def slopes(
+    scores: Tensor, dp: Tensor, mask: Tensor, log_sums: Tensor, delta: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(P, dS) from Q Kᵀ and dO Vᵀ (H, n, m), the mask (n, m), log of the row sums and δ (H, n)."""
+    p = (scores.float() * scale + mask - log_sums[..., None]).exp()
+    return p.to(scores.dtype), (p * (dp.float() - delta[..., None]) * scale).to(scores.dtype)
+
+
+_slopes = [slopes]
+"""How it is computed: one operation after the other, or compiled into one."""
+
+
+def compile_slopes(on: bool = True) -> None:
+    """From now on compiled, or not."""
+    _slopes[0] = torch.compile(slopes, dynamic=True) if on else slopes
 
 
 @packed_attention.register_fake

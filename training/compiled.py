@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from training.attention import compile_slopes
 from training.default_model import cache_folder
 
 
@@ -25,10 +26,12 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     Returns (seconds it took, why it could not be done or ""). Where it could not the layers are as they were.
     """
     import torch._dynamo
+    import torch._functorch.config as functorch
     import torch._inductor.config as inductor
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "compiled"))
     inductor.emulate_precision_casts = True
+    functorch.aggressive_recomputation = True  # a sixth less memory for 4% of the speed
     inductor.cpp.dynamic_threads = True  # a run may be asked for fewer threads on its way
     torch._dynamo.config.recompile_limit = 64  # adapters, with and without gradients
     layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -36,11 +39,13 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     started = time.monotonic()
     for layer in layers:
         layer.forward = _compiled(layer.forward)
+    compile_slopes()
     try:
         try_out()
     except Exception as error:  # no compiler, a kind of layer it cannot trace, a full disk
         for layer, forward in zip(layers, plain, strict=True):
             layer.forward = forward
+        compile_slopes(False)
         return time.monotonic() - started, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return time.monotonic() - started, "" if layers else "its layers are of an unknown kind"
 

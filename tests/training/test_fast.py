@@ -62,7 +62,25 @@ def plain(tiny_model: Path) -> tuple[Tensor, list[Tensor]]:
     return log_probs_and_gradients(base)
 
 
-def test_packed_attention(base: Base, plain: tuple[Tensor, list[Tensor]]) -> None:
+def test_blocks_say_what_may_look_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into prompts and responses or not: the same mask, which is that of the definition."""
+    masks = []
+    for cost in (0, 10**9):
+        monkeypatch.setattr("training.packs.BLOCK_COST", cost)
+        masks.append(pack(groups(), torch.device("cpu")).attention_mask[0, 0])
+    assert torch.equal(*masks)
+    place = [(g, k) for g, group in enumerate(groups()) for k, part in enumerate([group.prompt, *group.responses])
+             for _ in part]  # fmt: skip
+    for i, (group, part) in enumerate(place):
+        for j, (other, seen) in enumerate(place):
+            assert bool(masks[0][i, j]) == (j <= i and group == other and seen in (0, part))
+
+
+@pytest.mark.parametrize("cost", [0, 10**9])
+def test_packed_attention(
+    base: Base, plain: tuple[Tensor, list[Tensor]], cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.packs.BLOCK_COST", cost)
     assert base.attends_packed
     assert_alike(log_probs_and_gradients(with_adapter(base)), plain)
 
