@@ -100,7 +100,7 @@ class Score:
     def __init__(self, base: Base, checkpoint: Path | str) -> None:
         manifest = read_manifest(checkpoint)
         self.reader = base
-        self.adapter = base.attach(checkpoint)
+        self.adapter: str | None = base.attach(checkpoint)
         self.head = load_head(checkpoint).to(base.device).requires_grad_(False)
         normalisation = manifest.get("score_normalisation") or {"mean": 0.0, "std": 1.0}
         self.mean, self.std = float(normalisation["mean"]), float(normalisation["std"])
