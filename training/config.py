@@ -148,6 +148,13 @@ class RewardConfig(TrainingConfig):
     learning_rate: float = knob(
         1e-4, "Peak learning rate of Adam.", section="Optimisation", minimum=0, maximum=1, common=True
     )
+    train: str = knob(
+        "adapter",
+        "What learns: the adapter and the score's head, or the head alone. Then an answer is read once, not again at each "
+        "epoch, which is faster, for a weaker model.",
+        section="Reward model",
+        choices=("adapter", "head"),
+    )
     loss: str = knob(
         "bradley-terry",
         "What the scores explain: who wins each pair of a ranking (bradley-terry), or the whole order, best answer "

@@ -15,7 +15,7 @@ from data.records import Demonstration, InputError, Prompt, Ranking
 from training import processes
 from training.base import Base
 from training.batches import Fit, batch_of_step, steps_per_epoch
-from training.config import TrainingConfig
+from training.config import RewardConfig, TrainingConfig
 from training.log_probs import TokenLogProbs
 from training.models import load_base
 from training.packs import Group, Pack, packs
@@ -189,12 +189,15 @@ def fit(
     """
     if config.patience and not held:
         raise InputError("patience needs held-out data: name validation_data, or a validation_fraction above 0")
-    base.set_trainable("policy")
-    parameters = base.adapter_parameters("policy") + ([head.weight] if head is not None else [])
+    only_head = isinstance(config, RewardConfig) and config.train == "head"
+    base.set_trainable(*([] if only_head else ["policy"]))
+    parameters: list[Tensor] = [] if only_head else [*base.adapter_parameters("policy")]
+    parameters += [head.weight] if head is not None else []
     total = config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch(len(train), config.batch_size)))
     optimizer = Optimizer(config, [(parameters, config.learning_rate)], total)
     mean_length = sum(group.length for group in train) / len(train)
-    compile_if_it_pays(run, config, base, mean_length * min(config.batch_size, len(train)) * total)
+    if not only_head:
+        compile_if_it_pays(run, config, base, mean_length * min(config.batch_size, len(train)) * total)
     done = 0
     if resume:
         done = int(resume["step"])

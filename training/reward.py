@@ -21,7 +21,8 @@ from training.base import Base
 from training.batches import encode_rankings
 from training.config import DPOConfig, RewardConfig
 from training.loop import Tally, fit, hold_out, load_policy
-from training.packs import Group, Pack, per_response
+from training.packs import Group, Pack, pack, per_response
+from training.reference import response_key
 from training.reward_model import load_head, new_head, scores
 from training.run import Run, read_manifest
 
@@ -108,11 +109,36 @@ def preference_loss(config: RewardConfig, score: Tensor, groups: Sequence[Group]
     return loss
 
 
+class ResponseEnds:
+    """Last hidden states at the ends of responses, computed once: for a trunk that does not learn.
+
+    Each prompt is read with its responses alone, so that what is found does not depend on when it is asked for, and a
+    resumed run repeats. Kept in the base's precision: 2 d bytes a response in bf16.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.known: dict[str, Tensor] = {}
+
+    def of(self, found: Pack) -> Tensor:
+        """(M, d) in fp32 of the pack's responses."""
+        return torch.cat([self._of_group(group) for group in found.groups]).to(self.base.device).float()
+
+    @torch.no_grad()
+    def _of_group(self, group: Group) -> Tensor:
+        key = response_key(group.prompt, [token for ids in group.responses for token in (len(ids), *ids)])
+        if key not in self.known:
+            alone = pack([group], self.base.device)
+            self.known[key] = self.base.read(alone)[alone.last].cpu()
+        return self.known[key]
+
+
 class PreferenceLikelihood:
     """The likelihood of people's comparisons or rankings under the scores."""
 
     def __init__(self, base: Base, head: nn.Linear, config: RewardConfig) -> None:
         self.base, self.head, self.config = base, head, config
+        self.ends = ResponseEnds(base) if config.train == "head" else None
         self.normalisation: dict[str, Any] = {"mean": 0.0, "std": 1.0}
 
     def denominator(self, groups: Sequence[Group]) -> float:
@@ -121,7 +147,7 @@ class PreferenceLikelihood:
 
     def loss(self, pack: Pack) -> tuple[Tensor, Tally]:
         """Sum over the pack's rankings of their weighted loss."""
-        score = scores(self.base, self.head, pack)
+        score = self.score(pack)
         loss = preference_loss(self.config, score, pack.groups)
         raw, pairs = score.detach(), Pairs(pack.groups, ties=False, device=score.device)
         decided = raw[pairs.winner] - raw[pairs.loser]
@@ -133,6 +159,12 @@ class PreferenceLikelihood:
             "score/spread": (sum(spread), len(spread)),
         }
 
+    def score(self, pack: Pack) -> Tensor:
+        """Scores (M,) in fp32 of the pack's responses under the active adapter."""
+        if self.ends:
+            return self.head(self.ends.of(pack)).squeeze(-1)
+        return scores(self.base, self.head, pack)
+
     def evaluate(self, groups: Sequence[Group]) -> dict[str, float]:
         """`reward_metrics` of held-out rankings; their scores are what normalises the model from now on."""
         found = processes.gather(self.scores(processes.share(groups)))
@@ -141,9 +173,7 @@ class PreferenceLikelihood:
 
     def scores(self, groups: Sequence[Group]) -> list[list[float]]:
         """Scores of every group's responses under the active adapter, in the groups' order."""
-        return per_response(
-            groups, self.config.tokens_per_forward, self.base.device, lambda pack: scores(self.base, self.head, pack)
-        )
+        return per_response(groups, self.config.tokens_per_forward, self.base.device, self.score)
 
     def refer(self, found: Sequence[Sequence[float]], samples: str) -> None:
         """Take these scores as the reference: PPO subtracts their mean and divides by their deviation."""

@@ -3,13 +3,15 @@
 import itertools
 import json
 import math
+import shutil
 import statistics
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from data.formats import parse_ranking, write_rows
+from data.formats import parse_ranking, read_rankings, write_rows
 from data.preferences import comparisons
 from data.records import InputError
 from tests.training.conftest import last_json
@@ -18,9 +20,9 @@ from training.__main__ import main
 from training.batches import encode_rankings
 from training.config import RewardConfig
 from training.evaluate import best_of, best_of_kl, best_of_metrics
-from training.packs import Group
-from training.reward import preference_loss, reward_metrics, terciles
-from training.reward_model import Classifier, in_words_of, load_reward_model
+from training.packs import Group, pack
+from training.reward import PreferenceLikelihood, preference_loss, reward_metrics, terciles
+from training.reward_model import Classifier, in_words_of, load_reward_model, new_head
 from training.run import read_manifest, read_metrics
 
 SCORE = torch.tensor([0.3, -1.2, 2.0, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
@@ -399,3 +401,40 @@ def test_best_of_n_needs_a_reward_model(tiny_model, rankings_file, capsys):
     asked = ["evaluate", "--base-model", tiny_model, "--data", rankings_file, "--best-of", 4]
     assert main(list(map(str, asked))) == 2
     assert "--reward-model" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_head_alone_learns_from_ends_that_are_read_once(base, rankings_file, monkeypatch):
+    """The loss and the head's gradient are those of reading the trunk anew; each group is read once."""
+    base.new_adapter("policy", RewardConfig(lora_rank=4))
+    groups, _ = encode_rankings(base, read_rankings(rankings_file), 512)
+    found, read = [], base.read
+    for kind in ("adapter", "head"):
+        head = new_head(base.hidden_size, 1)
+        objective = PreferenceLikelihood(base, head, RewardConfig(train=kind))
+        times = []
+        monkeypatch.setattr(base, "read", lambda pack, times=times: times.append(pack) or read(pack))
+        for _ in range(2):
+            head.weight.grad = None
+            loss, _ = objective.loss(pack(groups[:5], base.device))
+            loss.backward()
+        found.append((loss.detach(), head.weight.grad, objective.scores(groups[:5])))
+        assert len(times) == {"adapter": 3, "head": 5}[kind]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_of_the_head_alone_resumes_exactly_and_leaves_the_adapter_as_it_was(command, arguments, tmp_path):
+    more = ("--train", "head", "--max-steps", 6, "--save-every", 3)
+    ends = []
+    for name in ("straight", "cut"):
+        command(*arguments("reward", name, *more))
+        if name == "cut":
+            shutil.rmtree(tmp_path / name / "checkpoints" / "step-000006")
+            (tmp_path / name / "state" / "step-000006").unlink()
+            command(*arguments("reward", name, *more, "--resume"))
+            assert "resuming after step 3" in (tmp_path / name / "log.txt").read_text()
+        checkpoint = tmp_path / name / "checkpoints" / "step-000006"
+        ends.append(load_file(checkpoint / "adapter_model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not any(weight.any() for name, weight in ends[0].items() if "lora_B" in name)
+    start = new_head(ends[0]["base_model.model.score.weight"].shape[1], 0).weight
+    assert (ends[0]["base_model.model.score.weight"] - start).abs().max() > 1e-3
