@@ -150,8 +150,8 @@ class RewardConfig(TrainingConfig):
     )
     train: str = knob(
         "adapter",
-        "What learns: the adapter and the score's head, or the head alone. Then an answer is read once, not again at each "
-        "epoch, which is faster, for a weaker model.",
+        "What learns: the adapter and the score's head, or the head alone. Then an answer is read once, not again "
+        "at each epoch, which is faster, for a weaker model.",
         section="Reward model",
         choices=("adapter", "head"),
     )
