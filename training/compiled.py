@@ -31,7 +31,8 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "compiled"))
     inductor.emulate_precision_casts = True
-    functorch.aggressive_recomputation = True  # a sixth less memory for 4% of the speed
+    functorch.aggressive_recomputation = True  # element-wise results are computed again, not kept: a sixth less memory
+    functorch.is_non_builtin_to_include = True  # attention is not
     inductor.cpp.dynamic_threads = True  # a run may be asked for fewer threads on its way
     torch._dynamo.config.recompile_limit = 64  # adapters, with and without gradients
     layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
