@@ -53,7 +53,7 @@ def real() -> Base:
 @torch.no_grad()
 @pytest.mark.parametrize("adapter", [None, "policy"])
 def test_padding_and_shared_prefixes_change_neither_log_probabilities_nor_scores(real, adapter):
-    groups, _ = encode_rankings(real, [parse_ranking(row) for row in ROWS], 200)
+    groups = list(encode_rankings(real, [parse_ranking(row) for row in ROWS], 200)[0])
     head = new_head(real.hidden_size, 0)
     head.weight.data *= 10  # scores that differ by about 1
     pairs = [(group.prompt, ids) for group in groups for ids in group.responses]
