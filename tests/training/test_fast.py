@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from training.loop import token_log_probs
 from training.models import load_base
 from training.packs import Group, pack
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler: what is compiled is NOT tested"
+)
 LIKELY, UNLIKELY = 1e-4, 1e-3
 
 
@@ -85,6 +90,7 @@ def test_packed_attention(
     assert_alike(log_probs_and_gradients(with_adapter(base)), plain)
 
 
+@needs_compiler
 def test_compiled_layers(base: Base, plain: tuple[Tensor, list[Tensor]]) -> None:
     said: list[str] = []
     with_adapter(base).compile("policy", said.append)
@@ -93,6 +99,7 @@ def test_compiled_layers(base: Base, plain: tuple[Tensor, list[Tensor]]) -> None
     assert_alike(log_probs_and_gradients(base), plain)
 
 
+@needs_compiler
 def test_compiled_readings_agree_to_the_last_bit(tiny_model: Path) -> None:
     """With and without gradients, and of the reference where the adapter changes nothing yet: loss ln 2, ratio 1."""
     base = load_base(str(tiny_model), "bf16", "cpu")
