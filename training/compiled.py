@@ -7,16 +7,18 @@ each other; from the plain layers they differ by rounding (other orders of sums)
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from training.attention import compile_slopes
+from training import attention
 from training.default_model import cache_folder
 
 
@@ -29,7 +31,7 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     import torch._functorch.config as functorch
     import torch._inductor.config as inductor
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder().parent / "compiled"))
+    _keep_on_disk()
     inductor.emulate_precision_casts = True
     functorch.aggressive_recomputation = True  # element-wise results are computed again, not kept: a sixth less memory
     functorch.is_non_builtin_to_include = True  # attention is not
@@ -40,13 +42,13 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     started = time.monotonic()
     for layer in layers:
         layer.forward = _compiled(layer.forward)
-    compile_slopes()
+    attention.compile_slopes()
     try:
         try_out()
     except Exception as error:  # no compiler, a kind of layer it cannot trace, a full disk
         for layer, forward in zip(layers, plain, strict=True):
             layer.forward = forward
-        compile_slopes(False)
+        attention.compile_slopes(False)
         return time.monotonic() - started, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return time.monotonic() - started, "" if layers else "its layers are of an unknown kind"
 
@@ -59,3 +61,16 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
         return (compiled if kwargs.get("past_key_values") is None else forward)(*args, **kwargs)
 
     return call
+
+
+def _keep_on_disk() -> None:
+    """Keep what is compiled in our cache, where nobody named another place: torch's own is a temporary folder.
+
+    Each version of our operators has a folder of its own, because torch does not see when they change.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"  # set by torch itself when it is imported
+    if os.environ.get(name, default_cache_dir()) == default_cache_dir():
+        version = hashlib.sha256(Path(attention.__file__).read_bytes()).hexdigest()[:12]
+        os.environ[name] = str(cache_folder().parent / "compiled" / version)
