@@ -37,7 +37,7 @@ from training.files import write_json
 from training.models import load_base
 from training.processes import set_threads
 from training.reward_model import new_head
-from training.run import read_metrics
+from training.run_folder import read_metrics
 
 Step = dict[str, float]
 """`loss` and `grad_norm` of one optimiser step."""

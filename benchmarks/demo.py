@@ -29,7 +29,7 @@ from labeler.users import User, ensure_user
 from labeler.worker import Worker
 from labeler.workspace import SEED_FILE, Workspace, open_workspace
 from training.config import DEFAULT_MODEL
-from training.run import read_metrics
+from training.run_folder import read_metrics
 
 HELD_OUT = 0.25
 NOISE = 0.5  # of the simulated annotator: P(i ≻ j) = σ((u_i - u_j) / NOISE)

@@ -12,7 +12,7 @@ from typing import Any
 from data.records import InputError
 from labeler.store import Row, Store, one, rows
 from labeler.workspace import Workspace
-from training import run
+from training import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def register_run(workspace: Workspace, run_id: str, parent_id: int) -> list[int]
 
     A checkpoint folder appears whole (it is renamed into place), so whatever is seen here is complete.
     """
-    found = run.checkpoints(workspace.runs_folder / run_id)
+    found = run_folder.checkpoints(workspace.runs_folder / run_id)
     known = {row["path"] for row in rows(workspace.store.db, "SELECT path FROM checkpoints WHERE run_id = ?", [run_id])}
     new = [path for path in found if _relative(workspace, path) not in known]
     if not new:

@@ -17,7 +17,7 @@ from labeler import checkpoints, snapshots
 from labeler.store import Row, Store, one, rows
 from labeler.users import User
 from labeler.workspace import Workspace
-from training import knobs, run
+from training import knobs, run_folder
 from training.config import METHODS
 
 PROGRAM: tuple[str, ...] = (sys.executable, "-m", "training")
@@ -256,7 +256,7 @@ def command(workspace: Workspace, job: Job) -> list[str]:
         "--output",
         str(folder),
     ]
-    if job.resume and run.checkpoints(folder):
+    if job.resume and run_folder.checkpoints(folder):
         words.append("--resume")
     return words
 
@@ -279,7 +279,7 @@ def running_line(store: Store) -> str:
     """What is going on, in a few plain words for the header: "DPO 62/200, 4 min left · 2 waiting". "" when idle."""
     parts = []
     for job in list_jobs(store, ["running"]):
-        status = run.read_status(store.path.parent / "runs" / job.id) or {}
+        status = run_folder.read_status(store.path.parent / "runs" / job.id) or {}
         parts.append(progress_line(job, status))
     waiting = len(queue(store))
     if waiting:

@@ -23,7 +23,7 @@ import psutil
 from labeler import checkpoints, jobs
 from labeler.jobs import Job
 from labeler.workspace import Workspace
-from training import run
+from training import run_folder
 from training.files import write_json
 
 log = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def outcome(job: Job, folder: Path, exit_code: int | None) -> tuple[str, str | N
 def read_status(folder: Path) -> dict[str, Any]:
     """status.json, or {} where it is missing or cannot be read."""
     try:
-        return run.read_status(folder) or {}
+        return run_folder.read_status(folder) or {}
     except (OSError, ValueError):
         return {}
 

@@ -169,7 +169,7 @@ def _train(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_other_lora(checkpoint: str, given: dict[str, Any]) -> None:
     """Flags that contradict the adapter which is continued would do nothing."""
-    from training.run import continued_lora
+    from training.run_folder import continued_lora
 
     for name, value in continued_lora(checkpoint).items():
         asked = given.get(name, value)
@@ -199,7 +199,7 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
     from training.models import load_base
     from training.processes import set_threads
     from training.reward_model import Classifier, Score, is_checkpoint
-    from training.run import read_manifest
+    from training.run_folder import read_manifest
 
     set_threads(given.num_threads)
     if command in ("score", "evaluate") and given.checkpoint and not is_checkpoint(given.checkpoint):

@@ -20,7 +20,7 @@ from training.packs import Group, Pack, per_response
 from training.reward import reward_metrics
 from training.reward_model import RewardModel, in_words_of, is_checkpoint, load_reward_model
 from training.rollout import Sample
-from training.run import read_manifest
+from training.run_folder import read_manifest
 
 
 def evaluate_reward(

@@ -19,7 +19,8 @@ from training.config import RewardConfig, TrainingConfig
 from training.log_probs import TokenLogProbs
 from training.models import load_base
 from training.packs import Group, Pack, packs
-from training.run import Run, every, read_manifest
+from training.run import Run, every
+from training.run_folder import read_manifest
 from training.sharding import shard
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data.records import InputError
 from training.base import Base
-from training.run import read_manifest
+from training.run_folder import read_manifest
 
 
 def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from training.loop import Optimizer, compile_if_it_pays, hold_out, load_policy, 
 from training.packs import Group, Pack, packs
 from training.rewards import Reward, load_reward
 from training.rollout import Sample, sample, uniforms
-from training.run import Run, every, read_manifest
+from training.run import Run, every
+from training.run_folder import read_manifest
 from training.server import Server, sample_policy
 
 

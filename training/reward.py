@@ -24,7 +24,8 @@ from training.loop import Tally, fit, hold_out, load_policy
 from training.packs import Group, Pack, pack, per_response
 from training.reference import response_key
 from training.reward_model import load_head, new_head, scores
-from training.run import Run, read_manifest
+from training.run import Run
+from training.run_folder import read_manifest
 
 OutcomeLoss = Callable[[Tensor], Tensor]
 

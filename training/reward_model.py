@@ -19,7 +19,7 @@ from training.base import Base
 from training.chat_template import decode, encode_prompt, encode_response
 from training.models import load_classifier
 from training.packs import Group, Pack, per_response
-from training.run import read_manifest
+from training.run_folder import read_manifest
 
 
 class RewardModel(Protocol):

@@ -1,7 +1,7 @@
 """The run folder: config.json, status.json, metrics.jsonl, log.txt, checkpoints/, state/. All a run leaves behind.
 
-Whoever watches a run (the labeler's worker, a person) only reads these files; SIGTERM or control.json asks it to save
-and stop.
+Whoever watches a run (the labeler's worker, a person) only reads these files, by `run_folder`; SIGTERM or control.json
+asks it to save and stop.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+import peft
+import torch
+import transformers
+
 from data.preferences import file_sha256
 from data.records import InputError
+from training import processes
 from training.config import TrainingConfig
 from training.control import Control, Wishes
 from training.files import remove, sync, write_json, written
 from training.knobs import to_dict
+from training.run_folder import JUDGED_BY, best_checkpoint, checkpoints, continued_lora, judged, lineage, read_lines
+from training.run_folder import read_manifest as read_manifest  # `base` has it from here
 
 HEARTBEAT_SECONDS = 4.0
 PAUSE_SECONDS = 0.5
@@ -35,14 +42,6 @@ FIXED = (
     "lora_dropout", "lora_targets", "lora_layers", "use_rslora",
 )  # fmt: skip
 """Settings that a resumed run must share with its beginning."""
-JUDGED_BY = {
-    "sft": ("eval/loss",),
-    "dpo": ("eval/loss",),
-    "reward": ("eval/nll", "eval/loss"),
-    "ppo": ("eval/score", "objective/rlhf_reward"),
-}
-"""By what the checkpoints of a method are compared: the first of these that the run measures."""
-HIGHER_IS_BETTER = ("eval/score", "objective/rlhf_reward")
 WINDOW = 5
 """A run has diverged when the mean loss of this many steps is above three times its first step's loss plus 3 nats.
 
@@ -54,75 +53,6 @@ class Diverged(InputError):
     """The loss or a gradient is not finite, or the loss has blown up."""
 
 
-def read_status(folder: Path | str) -> dict[str, Any] | None:
-    """The run's status.json, or None where there is none yet."""
-    try:
-        return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def read_metrics(folder: Path | str, after_line: int = 0) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl after the first `after_line`; a last line still being written is left for later."""
-    return _read_lines(Path(folder) / "metrics.jsonl")[after_line:]
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def checkpoints(folder: Path | str) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted((Path(folder) / "checkpoints").glob("step-*/"), key=lambda path: path.name)
-
-
-def read_manifest(checkpoint: Path | str) -> dict[str, Any]:
-    """A checkpoint's manifest.json. Raises InputError where the folder is no checkpoint of ours."""
-    try:
-        return json.loads((Path(checkpoint) / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{checkpoint}: is no checkpoint (it holds no manifest.json)") from None
-
-
-def continued_lora(checkpoint: Path | str) -> dict[str, Any]:
-    """The LoRA settings of a checkpoint's adapter, under the names of the knobs; {} where it has none to read."""
-    try:
-        saved = json.loads((Path(checkpoint) / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    targets = saved.get("target_modules") or []
-    return {
-        "lora_rank": saved["r"],
-        "lora_alpha": float(saved["lora_alpha"]),
-        "lora_dropout": float(saved.get("lora_dropout") or 0.0),
-        "lora_targets": targets if isinstance(targets, str) else ",".join(sorted(targets)),
-        "lora_layers": len(saved.get("layers_to_transform") or []),
-        "use_rslora": bool(saved.get("use_rslora")),
-    }
-
-
-def lineage(parent: Path | str | None) -> list[dict[str, Any]]:
-    """Where a checkpoint comes from: the chain of its ancestors, oldest first, each with what it was made of."""
-    if not parent:
-        return []
-    try:
-        manifest = read_manifest(parent)
-    except InputError:  # an adapter from elsewhere
-        return [{"checkpoint": str(parent)}]
-    kept = {name: manifest[name] for name in ("method", "step", "base_model", "data") if name in manifest}
-    return [*manifest.get("lineage", []), {"checkpoint": str(parent)} | kept]
-
-
-def judged(name: str, metrics: Mapping[str, Any]) -> float | None:
-    """The named metric, turned so that lower is better; None where it was not measured."""
-    value = metrics.get(name)
-    return -value if value is not None and name in HIGHER_IS_BETTER else value
-
-
 class Run:
     """One training run and its folder. Use as a context manager: leaving it writes the final status.
 
@@ -130,8 +60,6 @@ class Run:
     """
 
     def __init__(self, config: TrainingConfig, method: str, resume: bool = False) -> None:
-        from training import processes  # and torch with it, which those who only read a run folder do without
-
         if not config.output:
             raise InputError("name the run folder with --output")
         if not config.data:
@@ -235,13 +163,11 @@ class Run:
 
         Every process must ask, because they act as one.
         """
-        from training.processes import set_threads
-
         paused = False
         while True:
             wishes = self._from_main(self._control.read() if self.writes else Wishes())
             if wishes.num_threads is not None:
-                set_threads(wishes.num_threads)
+                processes.set_threads(wishes.num_threads)
             if wishes.stop or self._anywhere(self._stop.is_set()):
                 self._stopping = True
                 self._control.forget_stop()
@@ -324,7 +250,7 @@ class Run:
         self._first_step = (time.time(), step)
         if self.writes:
             for name in ("samples.jsonl", "metrics.jsonl"):
-                rows = [row for row in _read_lines(self.folder / name) if step and row["step"] <= step]
+                rows = [row for row in read_lines(self.folder / name) if step and row["step"] <= step]
                 with written(self.folder / name) as path:
                     partial = path.with_name(f".{name}")
                     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
@@ -410,7 +336,7 @@ class Run:
                 f"{final}: the checkpoint could not be written ({reason}); earlier ones are whole. Free some space and "
                 "resume"
             ) from None
-        best = self.best()
+        best = best_checkpoint(self.folder, self.method)
         for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
             if old == best:
                 continue
@@ -420,10 +346,6 @@ class Run:
         return final
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        import peft
-        import torch
-        import transformers
-
         return {
             "method": self.method,
             "step": step,
@@ -438,18 +360,9 @@ class Run:
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def best(self) -> Path | None:
-        """The checkpoint that was judged best, of equals the first; None where nothing was held out."""
-        found = [(path, read_manifest(path).get("metrics", {})) for path in checkpoints(self.folder)]
-        for name in JUDGED_BY[self.method]:
-            values = [(value, path) for path, metrics in found if (value := judged(name, metrics)) is not None]
-            if values:
-                return min(values)[1]
-        return None
-
     def finish(self, checkpoint: Path | None, metrics: Mapping[str, float]) -> dict[str, Any]:
         """The result that ends the command's output: the last and the best checkpoint, steps, metrics."""
-        best = self.best()
+        best = best_checkpoint(self.folder, self.method)
         if self.out_of_patience and self.step < self.total_steps:
             self.say(f"stopped early: nothing better in the last {self.config.patience} evaluations")
         self.result = {"checkpoint": str(checkpoint), "best_checkpoint": str(best) if best else None}

@@ -21,7 +21,7 @@ from labeler.jobs import Job
 from labeler.store import one
 from labeler.ui import page, plots
 from labeler.workspace import Workspace
-from training import run
+from training import run_folder
 
 STATES = {
     "queued": ("…", "waiting"),
@@ -148,7 +148,7 @@ def silence(folder: Path, job: Job) -> int:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The run's metrics, as far as they can be read."""
     try:
-        return run.read_metrics(folder)
+        return run_folder.read_metrics(folder)
     except (OSError, ValueError):
         return []
 

@@ -21,7 +21,7 @@ from labeler.users import local_owner
 from labeler.worker import Worker
 from labeler.workspace import Workspace, open_workspace
 from tests.labeler.studio import FAKE_TRAINER, rank, small_workspace, wait_for
-from training import run
+from training import run_folder
 
 FAKE_PROGRAM = (sys.executable, str(FAKE_TRAINER))
 
@@ -352,7 +352,7 @@ def test_a_launcher_takes_the_place_of_python_and_the_run_stops_by_its_folder(
     one.tick()
     folder = workspace.runs_folder / job_id
     try:
-        wait_for(lambda: len(run.read_metrics(folder)) > 2, 180)
+        wait_for(lambda: len(run_folder.read_metrics(folder)) > 2, 180)
         log = (folder / "log.txt").read_text()
         assert "accelerate launch --multi_gpu --num_processes 2" in log.splitlines()[0]
         assert f"-m training dpo --config {folder}/config.json" in log.splitlines()[0]
@@ -368,7 +368,7 @@ def test_a_launcher_takes_the_place_of_python_and_the_run_stops_by_its_folder(
 
         wait_for(ended, 120)
         assert jobs.get(workspace.store, job_id).state == "stopped"
-        assert run.checkpoints(folder)
+        assert run_folder.checkpoints(folder)
         assert not (folder / "control.json").exists()
     finally:
         for process in psutil.process_iter(["cmdline"]):

@@ -23,7 +23,7 @@ from data.preferences import file_sha256
 from data.records import InputError
 from tests.training.conftest import last_json
 from training.__main__ import main
-from training.run import checkpoints, read_manifest, read_status
+from training.run_folder import checkpoints, read_manifest, read_status
 
 PAIR = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
 RANKED = {"prompt": "Why?", "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}

@@ -24,7 +24,7 @@ from training.log_probs import kl_per_token
 from training.models import load_base
 from training.packs import Group, pack
 from training.reference import ReferenceLogProbs
-from training.run import read_metrics
+from training.run_folder import read_metrics
 
 D = torch.tensor([-3.0, -0.2, 0.0, 0.7, 5.0], dtype=torch.float64, requires_grad=True)
 NO_TIE, TIE = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)

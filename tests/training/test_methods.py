@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from data.formats import write_rows
 from tests.tiny import make_toy_model
 from tests.training.conftest import ROOT, last_json
-from training.run import checkpoints, read_manifest, read_metrics, read_status
+from training.run_folder import checkpoints, read_manifest, read_metrics, read_status
 
 METHODS = ["sft", "reward", "dpo", "ppo"]
 

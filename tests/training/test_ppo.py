@@ -25,7 +25,7 @@ from training.models import load_base
 from training.packs import Group, pack
 from training.reward_model import Score
 from training.rewards import load_reward
-from training.run import checkpoints, read_metrics
+from training.run_folder import checkpoints, read_metrics
 
 FUNCTIONS = """
 def yes(prompts, completions):

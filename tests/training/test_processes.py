@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.training.conftest import ROOT, last_json
-from training.run import checkpoints, read_metrics, read_status
+from training.run_folder import checkpoints, read_metrics, read_status
 
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
           "--dynamo_backend=no", "--main_process_port=0", "-m", "training"]  # fmt: skip

@@ -17,7 +17,7 @@ from training.loop import token_log_probs
 from training.models import load_base
 from training.packs import packs, per_response
 from training.reward_model import new_head, scores
-from training.run import read_metrics
+from training.run_folder import read_metrics
 
 ROWS = [
     {

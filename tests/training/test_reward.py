@@ -23,7 +23,7 @@ from training.evaluate import best_of, best_of_kl, best_of_metrics
 from training.packs import Group, pack
 from training.reward import PreferenceLikelihood, preference_loss, reward_metrics, terciles
 from training.reward_model import Classifier, in_words_of, load_reward_model, new_head
-from training.run import read_manifest, read_metrics
+from training.run_folder import read_manifest, read_metrics
 
 SCORE = torch.tensor([0.3, -1.2, 2.0, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
 

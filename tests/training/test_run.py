@@ -16,7 +16,8 @@ from data.records import InputError
 from tests.training.conftest import ROOT
 from training import __main__, files, processes, run
 from training.config import PPOConfig, SFTConfig
-from training.run import Run, checkpoints, read_manifest, read_metrics, read_status
+from training.run import Run
+from training.run_folder import checkpoints, read_manifest, read_metrics, read_status
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from training.__main__ import main
 from training.chat_template import decode, encode_prompt
 from training.config import PPOConfig, SFTConfig, server_address
 from training.rollout import sample, uniforms
-from training.run import checkpoints, read_metrics
+from training.run_folder import checkpoints, read_metrics
 from training.server import Server, request_seed, sample_policy
 
 

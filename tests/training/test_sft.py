@@ -10,7 +10,7 @@ from tests.training.conftest import last_json
 from training.batches import encode_demonstrations
 from training.config import SFTConfig
 from training.packs import packs
-from training.run import read_metrics
+from training.run_folder import read_metrics
 from training.sft import Imitation
 
 TALKS = [
