@@ -13,11 +13,10 @@ reference is the policy without it, and reward and value are whole models, becau
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,20 +29,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from benchmarks.work import (
-    DTYPES,
-    EPOCHS,
-    LEARNING_RATE,
-    PPO_LEARNING_RATE,
-    ROUNDS,
-    TEMPERATURE,
-    first_rows,
-    memory,
-    parse,
-    short_prompts,
-)  # fmt: skip
-
-Result = dict[str, Any]
+from benchmarks import work
+from benchmarks.work import Result
 
 
 class Clock(TrainerCallback):
@@ -67,19 +54,19 @@ class Clock(TrainerCallback):
             self.logs.append(logs)
 
 
-def measure_preferences(options: argparse.Namespace, folder: str) -> Result:
+def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
     """RewardTrainer or DPOTrainer on the first steps * batch rows, in their order."""
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
     rows = [
         {key: row[key] for key in ("prompt", "chosen", "rejected")}
-        for row in first_rows(options.data, options.steps * options.batch)
+        for row in work.first_rows(options.data, options.steps * options.batch)
     ]
     clock = Clock()
     common: dict[str, Any] = dict(
-        shared(options, folder), max_steps=options.steps, max_length=options.max_length, learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=options.batch, lr_scheduler_type="constant", bf16=options.dtype == "bf16",
-        train_sampling_strategy="sequential", logging_steps=1,
+        shared(options, folder), max_steps=options.steps, max_length=options.max_length,
+        learning_rate=work.LEARNING_RATE, per_device_train_batch_size=options.batch, lr_scheduler_type="constant",
+        bf16=options.dtype == "bf16", train_sampling_strategy="sequential", logging_steps=1,
     )  # fmt: skip
     rest: dict[str, Any] = {
         "train_dataset": Dataset.from_list(rows),
@@ -106,22 +93,24 @@ def measure_preferences(options: argparse.Namespace, folder: str) -> Result:
         "total_s": round(time.perf_counter() - started, 1),
         "before_training_s": round(clock.times[0] - started, 1),
         "losses": [round(float(logs["loss"]), 4) for logs in clock.logs[:4]],
+        **work.memory(),
     }
 
 
-def measure_ppo(options: argparse.Namespace, folder: str) -> Result:
+def measure_ppo(options: argparse.Namespace, folder: Path) -> Result:
     """PPOTrainer on the first steps * batch short prompts, which it shuffles; it samples on to the full length."""
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     words = tokenizer(options.model, padding_side="left")
-    rows = short_prompts(options.data, options.steps * options.batch)
+    rows = work.short_prompts(options.data, options.steps * options.batch)
     data = Dataset.from_list([{"input_ids": chat(words, row["prompt"])} for row in rows])
     clock = Clock()
     config = PPOConfig(
         **shared(options, folder), total_episodes=len(rows), per_device_train_batch_size=options.batch,
-        gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=EPOCHS, response_length=options.response,
-        local_rollout_forward_batch_size=options.batch, temperature=TEMPERATURE, learning_rate=PPO_LEARNING_RATE,
-        stop_token="eos", num_sample_generations=0, bf16=False,
+        gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=work.EPOCHS,
+        response_length=options.response, local_rollout_forward_batch_size=options.batch,
+        temperature=work.TEMPERATURE, learning_rate=work.PPO_LEARNING_RATE, stop_token="eos",
+        num_sample_generations=0, bf16=False,
     )  # fmt: skip
     trainer = PPOTrainer(
         args=config, processing_class=words, model=causal(options), ref_model=None, reward_model=scorer(options),
@@ -131,25 +120,26 @@ def measure_ppo(options: argparse.Namespace, folder: str) -> Result:
     trainer.train()
     return {
         "batch": options.batch,
-        "epochs": EPOCHS,
+        "epochs": work.EPOCHS,
         "response": options.response,
         "s_per_update": [round(b - a, 2) for a, b in pairwise(clock.times)],
+        **work.memory(),
     }
 
 
-def measure_rollout(options: argparse.Namespace, folder: str) -> Result:
+def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
     """transformers' `generate` on a batch of short prompts, so many tokens each; one round before the timed ones."""
     words = tokenizer(options.model, padding_side="left")
-    prompts = [[{"role": "user", "content": row["prompt"]}] for row in short_prompts(options.data, options.batch)]
+    prompts = [[{"role": "user", "content": row["prompt"]}] for row in work.short_prompts(options.data, options.batch)]
     batch = words.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     model = causal(options).eval()
     times = [time.perf_counter()]
-    for _ in range(ROUNDS + 1):
+    for _ in range(work.ROUNDS + 1):
         found = model.generate(
             **batch.to(model.device), max_new_tokens=options.response, min_new_tokens=options.response, do_sample=True,
-            temperature=TEMPERATURE, top_k=0, top_p=1.0, pad_token_id=words.pad_token_id,
+            temperature=work.TEMPERATURE, top_k=0, top_p=1.0, pad_token_id=words.pad_token_id,
         )  # fmt: skip
         times.append(time.perf_counter())
         assert found.shape == (options.batch, batch["input_ids"].shape[1] + options.response)
@@ -158,16 +148,17 @@ def measure_rollout(options: argparse.Namespace, folder: str) -> Result:
         "batch": options.batch,
         "new_tokens": options.response,
         "tokens_per_s": [round(count / (b - a), 1) for a, b in pairwise(times[1:])],
+        **work.memory(),
     }
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def shared(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+def shared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Settings of every trainer."""
     return {
-        "output_dir": folder, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "seed": 0,
+        "output_dir": str(folder), "save_strategy": "no", "report_to": [], "disable_tqdm": True, "seed": 0,
         "gradient_checkpointing": False, "use_cpu": not torch.cuda.is_available(),
     }  # fmt: skip
 
@@ -188,13 +179,14 @@ def chat(words: Any, text: str) -> list[int]:
 
 def causal(options: argparse.Namespace) -> Any:
     """The base model; trainers move it themselves, `generate` takes it as it is."""
-    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=DTYPES[options.dtype])
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=work.DTYPES[options.dtype])
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def scorer(options: argparse.Namespace) -> Any:
     """The base model with a random head of one output."""
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=DTYPES[options.dtype])
+    dtype = work.DTYPES[options.dtype]
+    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=dtype)
     model.config.pad_token_id = tokenizer(options.model).pad_token_id
     return model
 
@@ -207,14 +199,10 @@ def adapter(task: str, **more: Any) -> LoraConfig:
 def main() -> int:
     """Measure, print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = parse(parser, None)
+    options = work.parse(parser, None)
     torch.set_num_threads(options.threads)
     measure = {"ppo": measure_ppo, "rollout": measure_rollout}.get(options.method, measure_preferences)
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(options, folder)
-    named = {key: getattr(options, key) for key in ("method", "dtype", "precompute")}
-    print(json.dumps({"peer": "transformers" if options.method == "rollout" else "trl", **named, **found, **memory()}))
-    return 0
+    return work.report(options, measure, peer="transformers" if options.method == "rollout" else "trl")
 
 
 if __name__ == "__main__":

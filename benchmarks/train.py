@@ -19,7 +19,6 @@ import argparse
 import importlib
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,11 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks import work
 from benchmarks.agreement import random_checkpoint
 from benchmarks.watch import Watch
-from benchmarks.work import (
-    EPOCHS,
-    LEARNING_RATE,
-    PPO_LEARNING_RATE,
-    ROUNDS,
-    TEMPERATURE,
-    first_rows,
-    memory,
-    parse,
-    short_prompts,
-)  # fmt: skip
+from benchmarks.work import Result
 from data.formats import read_prompts, read_rankings, write_rows
-from data.records import InputError
 from training.base import Base
 from training.batches import batch_of_step, encode_prompts, encode_rankings
 from training.config import DEFAULT_MODEL, METHODS, DPOConfig
@@ -54,17 +43,16 @@ from training.reference import ReferenceLogProbs
 from training.reward_model import new_head
 from training.rollout import sample, uniforms
 
-Result = dict[str, Any]
 SEED = 0
 
 
 def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
     """The reward model or DPO on the first steps * batch rows."""
-    rows = first_rows(options.data, options.steps * options.batch)
+    rows = work.first_rows(options.data, options.steps * options.batch)
     # The trainer shuffles: the rows are written so that it meets them in the file's order.
     order = [i for s in range(options.steps) for i in batch_of_step(len(rows), options.batch, s + 1, SEED)]
     write_rows(folder / "rows.jsonl", [rows[order.index(i)] for i in range(len(rows))])
-    config = configure(options, folder, data=str(folder / "rows.jsonl"), learning_rate=LEARNING_RATE)
+    config = configure(options, folder, data=str(folder / "rows.jsonl"), learning_rate=work.LEARNING_RATE)
     watch = Watch()
     known = folder / "reference.json"
     with patch("training.dpo.cache_file", lambda *_: known), watch.watching():
@@ -72,7 +60,7 @@ def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
             assert isinstance(config, DPOConfig)
             precompute(config, known)
         importlib.import_module(f"training.{options.method}").train(config)
-    used = memory()
+    used = work.memory()
     base = load_base(config.base_model, config.dtype, config.device)
     groups, _ = encode_rankings(base, read_rankings(config.data), config.max_length)
     timed = [
@@ -111,25 +99,25 @@ def precompute(config: DPOConfig, file: Path) -> None:
 
 def measure_ppo(options: argparse.Namespace, folder: Path) -> Result:
     """Updates on prompts that the policy answers in exactly so many tokens: the peer's sampling never ends early."""
-    write_rows(folder / "prompts.jsonl", short_prompts(options.data, options.steps * options.batch))
+    write_rows(folder / "prompts.jsonl", work.short_prompts(options.data, options.steps * options.batch))
     base = load_base(options.model, options.dtype)
     random_checkpoint(base, folder / "reward", SEED, new_head(base.hidden_size, SEED))
     del base
     config = configure(
-        options, folder, data=str(folder / "prompts.jsonl"), reward_model=str(folder / "reward"), ppo_epochs=EPOCHS,
-        minibatches=1, max_new_tokens=options.response, temperature=TEMPERATURE, learning_rate=PPO_LEARNING_RATE,
-        sample_every=options.steps,
+        options, folder, data=str(folder / "prompts.jsonl"), reward_model=str(folder / "reward"),
+        ppo_epochs=work.EPOCHS, minibatches=1, max_new_tokens=options.response, temperature=work.TEMPERATURE,
+        learning_rate=work.PPO_LEARNING_RATE, sample_every=options.steps,
     )  # fmt: skip
     watch = Watch()
     with patch.object(Base, "stop_ids", frozenset()), watch.watching():
         importlib.import_module("training.ppo").train(config)
-    used = memory()
+    used = work.memory()
     base = load_base(config.base_model, config.dtype, config.device)
     prompts, _ = encode_prompts(base, read_prompts(config.data), config.max_length)
     groups = [Group(group.prompt, [[0] * options.response]) for group in prompts]
     return {
         "batch": options.batch,
-        "epochs": EPOCHS,
+        "epochs": work.EPOCHS,
         "response": options.response,
         "s_per_update": [round(s, 2) for s in watch.seconds(0)],
         "sampled_tokens": [round(row["response/length"] * options.batch) for row in watch.rows],
@@ -141,7 +129,7 @@ def measure_ppo(options: argparse.Namespace, folder: Path) -> Result:
 
 def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
     """Sampling an answer of exactly so many tokens to each of a batch of prompts; one round before the timed ones."""
-    write_rows(folder / "prompts.jsonl", short_prompts(options.data, options.batch))
+    write_rows(folder / "prompts.jsonl", work.short_prompts(options.data, options.batch))
     set_threads(options.threads)
     base = load_base(options.model, options.dtype)
     adapter = None
@@ -152,9 +140,9 @@ def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
     watch, count = Watch(), len(prompts) * options.response
     with patch.object(Base, "stop_ids", frozenset()), watch.watching():
         watch.begun = time.perf_counter()
-        for number in range(ROUNDS + 1):
+        for number in range(work.ROUNDS + 1):
             random = np.stack([uniforms(SEED, number, i, 0, options.response)[None] for i in range(len(prompts))])
-            found = sample(base, [p.prompt for p in prompts], random, adapter=adapter, temperature=TEMPERATURE)
+            found = sample(base, [p.prompt for p in prompts], random, adapter=adapter, temperature=work.TEMPERATURE)
             watch.ends.append(time.perf_counter())
             assert sum(len(answer.ids) for answers in found for answer in answers) == count
     groups = [Group(group.prompt, [[0] * options.response]) for group in prompts]
@@ -163,7 +151,7 @@ def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
         "new_tokens": options.response,
         "adapter": options.adapter,
         "compile_s": round(watch.compiling(1), 2),
-        **memory(),
+        **work.memory(),
         **watch.efficiency(base, groups, True, 1),
         "tokens_per_s": [round(count / seconds, 1) for seconds in watch.seconds(1)],
     }
@@ -199,19 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs="+", action="extend", type=setting, default=[], metavar="KNOB=VALUE", help="Knobs of the trainer"
     )
-    options = parse(parser, arguments, DEFAULT_MODEL)
+    options = work.parse(parser, arguments, DEFAULT_MODEL)
     if options.set and options.method == "rollout":
         parser.error("--set is for a trainer's knobs; rollout samples without one")
     measure = {"ppo": measure_ppo, "rollout": measure_rollout}.get(options.method, measure_preferences)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            found = measure(options, Path(name))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    named = {key: getattr(options, key) for key in ("method", "dtype", "precompute")}
-    print(json.dumps({"ours": True, **named, "set": dict(options.set), **found}))
-    return 0
+    return work.report(options, measure, ours=True, set=dict(options.set))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that is measured, the same for us and for the peer, and the memory it took.
+"""The work that is measured, the same for us and for the peer, and the JSON line that says what it took.
 
 Imports nothing of ours but `data`: what `training` sets for itself (OpenMP's waiting) is no part of the peer.
 """
@@ -6,8 +6,11 @@ Imports nothing of ours but `data`: what `training` sets for itself (OpenMP's wa
 from __future__ import annotations
 
 import argparse
+import json
 import resource
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from data.formats import read_rows
 from data.records import InputError
 
 Row = dict[str, Any]
+Result = dict[str, Any]
 LEARNING_RATE, PPO_LEARNING_RATE = 1e-4, 1e-5
 TEMPERATURE, EPOCHS = 0.7, 4
 ROUNDS = 3
@@ -84,3 +88,16 @@ def memory() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     return peak
+
+
+def report(options: argparse.Namespace, measure: Callable[[argparse.Namespace, Path], Result], **side: object) -> int:
+    """Measure in a folder that is gone afterwards, and print the JSON line; returns the exit status."""
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            found = measure(options, Path(name))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    named = {key: getattr(options, key) for key in ("method", "dtype", "precompute")}
+    print(json.dumps({**side, **named, **found}))
+    return 0
