@@ -26,6 +26,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+import training  # noqa: F401 - sets how idle threads wait, before torch is imported
 from benchmarks import work
 from benchmarks.agreement import random_checkpoint
 from benchmarks.watch import Watch

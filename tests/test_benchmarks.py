@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,22 @@ def test_rollout(measure: Any, adapter: tuple[str, ...]) -> None:
     assert found.keys() >= PEER_FIELDS["rollout"]
     assert found["adapter"] == bool(adapter)
     assert len(found["tokens_per_s"]) == 3
+
+
+def test_threads_wait_as_in_the_trainer() -> None:
+    """What OpenMP is told counts only where it is told before torch is imported."""
+    code = """
+import os, sys
+class AtTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            sys.exit(os.environ.get("GOMP_SPINCOUNT"))
+sys.meta_path.insert(0, AtTorch())
+import benchmarks.train
+"""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=inherited, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "20000"
 
 
 def test_flops_are_those_of_the_layers(tiny_model: Path) -> None:
