@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import PEERS, TRL, TRL_PPO, measure, peer_environment
+from benchmarks.train import SAMPLING_KNOBS
 from data.formats import ranking_row, read_rankings, write_rows
 from data.preferences import comparisons
 from data.records import InputError, Ranking
@@ -54,8 +55,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="Optimiser steps or updates, other than each work's own")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE", help="Knobs of our trainer"
-    )
+        "--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE",
+        help="Knobs of our trainer; rollout heeds fast and device alone",
+    )  # fmt: skip
     parser.add_argument("--peer-folder", type=Path, default=PEERS, help="Where TRL is put")
     options = parser.parse_args()
     try:
@@ -113,7 +115,8 @@ def said(ranking: Ranking, k: int) -> list[dict[str, str]]:
 def compare(work: Work, model: str, options: argparse.Namespace) -> Result:
     """Both sides in turns; speeds, memory, ratios, and what each run printed."""
     environment = peer_environment(options.peer_folder, work.version)
-    knobs = ["--set", *options.set] if options.set and work.ours[0] != "rollout" else []
+    heeded = [k for k in options.set if work.ours[0] != "rollout" or k.partition("=")[0] in SAMPLING_KNOBS]
+    knobs = ["--set", *heeded] if heeded else []
     sides: dict[str, list[Result]] = {"peer": [], "ours": []}
     for number in range(1, options.rounds + 1):
         for side in sides:

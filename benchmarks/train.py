@@ -34,7 +34,7 @@ from benchmarks.work import Result
 from data.formats import read_prompts, read_rankings, write_rows
 from training.base import Base
 from training.batches import batch_of_step, encode_prompts, encode_rankings
-from training.config import DEFAULT_MODEL, METHODS, DPOConfig
+from training.config import DEFAULT_MODEL, METHODS, DPOConfig, TrainingConfig
 from training.dpo import DirectPreference
 from training.knobs import from_dict
 from training.models import load_base
@@ -45,6 +45,8 @@ from training.reward_model import new_head
 from training.rollout import sample, uniforms
 
 SEED = 0
+SAMPLING_KNOBS = ("fast", "device")
+"""Knobs of the trainer that sampling heeds; of `fast` only whether it is off."""
 
 
 def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
@@ -62,7 +64,7 @@ def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
             precompute(config, known)
         importlib.import_module(f"training.{options.method}").train(config)
     used = work.memory()
-    base = load_base(config.base_model, config.dtype, config.device)
+    base = base_of(config)
     groups, _ = encode_rankings(base, read_rankings(config.data), config.max_length)
     timed = [
         groups[i]
@@ -89,7 +91,7 @@ def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
 def precompute(config: DPOConfig, file: Path) -> None:
     """Compute the reference's log-probabilities of all the data into the file that `reference_cache` reads."""
     set_threads(config.num_threads)
-    base = load_base(config.base_model, config.dtype, config.device, fast=config.fast != "off")
+    base = base_of(config)
     groups, _ = encode_rankings(base, read_rankings(config.data), config.max_length)
     known = ReferenceLogProbs(file)
     objective = DirectPreference(base, config, None, known)
@@ -101,19 +103,19 @@ def precompute(config: DPOConfig, file: Path) -> None:
 def measure_ppo(options: argparse.Namespace, folder: Path) -> Result:
     """Updates on prompts that the policy answers in exactly so many tokens: the peer's sampling never ends early."""
     write_rows(folder / "prompts.jsonl", work.short_prompts(options.data, options.steps * options.batch))
-    base = load_base(options.model, options.dtype)
-    random_checkpoint(base, folder / "reward", SEED, new_head(base.hidden_size, SEED))
-    del base
     config = configure(
         options, folder, data=str(folder / "prompts.jsonl"), reward_model=str(folder / "reward"),
         ppo_epochs=work.EPOCHS, minibatches=1, max_new_tokens=options.response, temperature=work.TEMPERATURE,
         learning_rate=work.PPO_LEARNING_RATE, sample_every=options.steps,
     )  # fmt: skip
+    base = base_of(config)
+    random_checkpoint(base, folder / "reward", SEED, new_head(base.hidden_size, SEED))
+    del base
     watch = Watch()
     with patch.object(Base, "stop_ids", frozenset()), watch.watching():
         importlib.import_module("training.ppo").train(config)
     used = work.memory()
-    base = load_base(config.base_model, config.dtype, config.device)
+    base = base_of(config)
     prompts, _ = encode_prompts(base, read_prompts(config.data), config.max_length)
     groups = [Group(group.prompt, [[0] * options.response]) for group in prompts]
     return {
@@ -132,7 +134,8 @@ def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
     """Sampling an answer of exactly so many tokens to each of a batch of prompts; one round before the timed ones."""
     write_rows(folder / "prompts.jsonl", work.short_prompts(options.data, options.batch))
     set_threads(options.threads)
-    base = load_base(options.model, options.dtype)
+    values = {"base_model": options.model, "dtype": options.dtype}
+    base = base_of(from_dict(TrainingConfig, values | dict(options.set)))
     adapter = None
     if options.adapter:
         random_checkpoint(base, folder / "policy", SEED)
@@ -156,6 +159,11 @@ def measure_rollout(options: argparse.Namespace, folder: Path) -> Result:
         **watch.efficiency(base, groups, True, 1),
         "tokens_per_s": [round(count / seconds, 1) for seconds in watch.seconds(1)],
     }
+
+
+def base_of(config: TrainingConfig) -> Base:
+    """The base, loaded as the trainer loads it."""
+    return load_base(config.base_model, config.dtype, config.device, fast=config.fast != "off")
 
 
 def configure(options: argparse.Namespace, folder: Path, **more: Any) -> Any:
@@ -189,8 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", nargs="+", action="extend", type=setting, default=[], metavar="KNOB=VALUE", help="Knobs of the trainer"
     )
     options = work.parse(parser, arguments, DEFAULT_MODEL)
-    if options.set and options.method == "rollout":
-        parser.error("--set is for a trainer's knobs; rollout samples without one")
+    if options.method == "rollout" and dict(options.set).keys() - set(SAMPLING_KNOBS):
+        parser.error(f"of the trainer's knobs rollout heeds only {' and '.join(SAMPLING_KNOBS)}")
     measure = {"ppo": measure_ppo, "rollout": measure_rollout}.get(options.method, measure_preferences)
     return work.report(options, measure, ours=True, set=dict(options.set))
 

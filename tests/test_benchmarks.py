@@ -21,6 +21,7 @@ from benchmarks import compare, growth
 from benchmarks.watch import Watch, flops_per_token
 from data.formats import parse_ranking, read_rows, write_rows
 from data.records import InputError
+from training.base import Base
 from training.batches import Fit, encode_rankings
 from training.models import load_base
 from training.packs import Group
@@ -116,6 +117,21 @@ def test_rollout(measure: Any, adapter: tuple[str, ...]) -> None:
     assert found.keys() >= PEER_FIELDS["rollout"]
     assert found["adapter"] == bool(adapter)
     assert len(found["tokens_per_s"]) == 3
+
+
+def test_the_fast_paths_are_off_everywhere(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Base] = []
+
+    def watched(*arguments: Any, **more: Any) -> Base:
+        loaded.append(load_base(*arguments, **more))
+        return loaded[-1]
+
+    monkeypatch.setattr(benchmarks.train, "load_base", watched)
+    measure("rollout", "--batch", "2", "--response", "3", "--set", "fast=off")
+    measure("ppo", "--steps", "2", "--batch", "2", "--response", "3", "--set", "fast=off")
+    assert [base.fast for base in loaded] == [False] * 3
+    measure("rollout", "--batch", "2", "--response", "3")
+    assert loaded[-1].fast
 
 
 def test_threads_wait_as_in_the_trainer() -> None:
