@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--rankings", help="Rankings of several completions, for the reward model")
     parser.add_argument("--only", nargs="+", choices=WORKS, default=WORKS, help="Do these alone")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="Optimiser steps or updates, other than each work's own")
+    parser.add_argument("--steps", type=int, help="Optimiser steps or updates (default: each work's own)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KNOB=VALUE",
         help="Knobs of our trainer; rollout heeds fast and device alone",
@@ -75,13 +75,14 @@ def main() -> int:
 def works(options: argparse.Namespace, folder: Path) -> dict[str, Work]:
     """What is compared, by name."""
     steps = ["--steps", options.steps] if options.steps else []
-    pairs, prompts = ["--data", options.data, *steps], ["--data", options.prompts, *steps]
+    pairs, sampled = ["--data", options.data, *steps], ["--data", options.prompts]
+    prompts = [*sampled, *steps]
     known = {
         "dpo": Work(["dpo", *pairs], ["dpo", *pairs]),
         "dpo-cached": Work(["dpo", *pairs, "--precompute"], ["dpo", *pairs, "--precompute"]),
         "reward": Work(["reward", *pairs], ["reward", *pairs]),
         "ppo": Work(["ppo", *prompts], ["ppo", *prompts], "s/update", TRL_PPO),
-        "rollout": Work(["rollout", *prompts], ["rollout", *prompts], "tokens/s"),
+        "rollout": Work(["rollout", *sampled], ["rollout", *sampled], "tokens/s"),
     }
     chosen = {name: known[name] for name in options.only}
     if options.rankings:

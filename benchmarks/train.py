@@ -47,6 +47,11 @@ from training.rollout import sample, uniforms
 SEED = 0
 SAMPLING_KNOBS = ("fast", "device")
 """Knobs of the trainer that sampling heeds; of `fast` only whether it is off."""
+WORK_KNOBS = {
+    "base_model", "data", "validation_data", "validation_fraction", "output", "seed", "max_steps", "batch_size",
+    "max_length", "max_new_tokens", "ppo_epochs", "dtype", "num_threads",
+}  # fmt: skip
+"""Knobs that say what the work is; the JSON line and the steps that are timed go by the options."""
 
 
 def measure_preferences(options: argparse.Namespace, folder: Path) -> Result:
@@ -197,8 +202,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", nargs="+", action="extend", type=setting, default=[], metavar="KNOB=VALUE", help="Knobs of the trainer"
     )
     options = work.parse(parser, arguments, DEFAULT_MODEL)
-    if options.method == "rollout" and dict(options.set).keys() - set(SAMPLING_KNOBS):
+    names = dict(options.set).keys()
+    if options.adapter and options.method != "rollout":
+        parser.error(f"--adapter has no part in {options.method}")
+    if options.method == "rollout" and names - set(SAMPLING_KNOBS):
         parser.error(f"of the trainer's knobs rollout heeds only {' and '.join(SAMPLING_KNOBS)}")
+    if other := sorted(names & WORK_KNOBS):
+        parser.error(f"--set {other[0]} would be other work than the line says; what can be changed has its own option")
     measure = {"ppo": measure_ppo, "rollout": measure_rollout}.get(options.method, measure_preferences)
     return work.report(options, measure, ours=True, set=dict(options.set))
 

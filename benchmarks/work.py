@@ -38,7 +38,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, model: str | None = None
 ) -> argparse.Namespace:
-    """The options that say what the work is; `model` is the default, without which one must be named."""
+    """The options that say what the work is; `model` is the default, without which one must be named.
+
+    What has no part in the method is refused.
+    """
     add = parser.add_argument
     add("method", choices=list(DEFAULTS))
     add("--model", default=model, required=model is None, help="Base model")
@@ -52,11 +55,14 @@ def parse(
     add("--dtype", choices=list(DTYPES), default="bf16", help="Precision of the base (default bf16)")
     add("--threads", type=int, default=2, help="Processor threads (default 2)")
     options = parser.parse_args(arguments)
-    for name, value in DEFAULTS[options.method].items():
+    defaults = DEFAULTS[options.method]
+    for name in ("steps", "batch", "warm", "response"):
         if getattr(options, name) is None:
-            setattr(options, name, value)
+            setattr(options, name, defaults.get(name))
+        elif name not in defaults:
+            parser.error(f"--{name} has no part in {options.method}")
     if options.precompute and options.method != "dpo":
-        parser.error("--precompute is for dpo")
+        parser.error(f"--precompute has no part in {options.method}")
     if options.method != "rollout" and not 0 <= options.warm < options.steps:
         parser.error(f"--warm {options.warm} leaves none of {options.steps} steps to be timed")
     return options
@@ -75,7 +81,7 @@ def short_prompts(path: Path | str, count: int) -> list[Row]:
 
 def _exactly(count: int, path: Path | str, rows: list[Row]) -> list[Row]:
     if len(rows) < count:
-        raise InputError(f"{path}: {len(rows)} rows fit, but {count} are needed; take another file or fewer steps")
+        raise InputError(f"{path}: {len(rows)} rows fit, but {count} are needed; take another file or less work")
     return rows
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmarks.train
 from benchmarks import compare, growth
 from benchmarks.watch import Watch, flops_per_token
+from benchmarks.work import parse
 from data.formats import parse_ranking, read_rows, write_rows
 from data.records import InputError
 from training.base import Base
@@ -172,7 +173,33 @@ def test_too_few_rows_are_said(measure: Any, tmp_path: Path, tiny_model: Path) -
     assert benchmarks.train.main(words) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["dpo", "--response", "5"], "--response has no part in dpo"),
+        (["rollout", "--steps", "3"], "--steps has no part in rollout"),
+        (["reward", "--precompute"], "--precompute has no part in reward"),
+        (["ppo", "--adapter"], "--adapter has no part in ppo"),
+        (["dpo", "--set", "lora_rank=4", "batch_size=2"], "--set batch_size would be other work"),
+        (["rollout", "--set", "fast=off", "lora_rank=4"], "rollout heeds only fast and device"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmarks.train.main([*words, "--data", "pairs.jsonl"])
+    assert told in capsys.readouterr().err
+
+
 # -- beside the peer ---------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_get_the_same_work(tmp_path: Path) -> None:
+    options = argparse.Namespace(data="pairs", prompts="prompts", rankings=None, only=compare.WORKS, steps=5)
+    for work in compare.works(options, tmp_path).values():
+        assert work.ours == work.peer
+        for side in (work.ours, work.peer):
+            parsed = parse(argparse.ArgumentParser(), [str(word) for word in side], "model")
+            assert parsed.steps == (None if parsed.method == "rollout" else 5)
 
 
 def test_rankings_are_compared_with_the_pairs_that_they_imply(tmp_path: Path) -> None:
