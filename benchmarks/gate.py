@@ -32,7 +32,7 @@ from training.packs import Group
 from training.reward_model import Score
 
 PATHS = {"plain": ["--dtype", "fp32", "--fast", "off"], "fast": ["--dtype", "bf16", "--fast", "compile"]}
-HELD = 40
+HELD, BATCH = 40, 2
 MAX_LENGTH = 256
 
 
@@ -41,8 +41,8 @@ def train(method: str, model: str, folder: Path, name: str, steps: int, rate: fl
     words = [sys.executable, "-m", "training", method, "--base-model", model, *PATHS[name]]
     words += ["--data", str(folder / "train.jsonl"), "--validation-data", str(folder / "held.jsonl")]
     words += ["--output", str(folder / f"{name}-{steps}"), "--max-steps", str(steps), "--learning-rate", str(rate)]
-    words += ["--batch-size", "2", "--max-length", str(MAX_LENGTH), "--schedule", "constant", "--warmup-ratio", "0"]
-    words += ["--eval-every", str(steps), "--save-every", str(steps)]
+    words += ["--batch-size", str(BATCH), "--max-length", str(MAX_LENGTH)]
+    words += ["--schedule", "constant", "--warmup-ratio", "0", "--eval-every", str(steps), "--save-every", str(steps)]
     words += ["--kl-prompts", "0"] if method == "dpo" else []
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -77,7 +77,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            rows = first_rows(options.data, HELD + 2 * max(options.few, options.many))
+            rows = first_rows(options.data, HELD + BATCH * max(options.few, options.many))
             write_rows(folder / "held.jsonl", rows[:HELD])
             write_rows(folder / "train.jsonl", rows[HELD:])
             base = load_base(options.model, "fp32", fast=False)
