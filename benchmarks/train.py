@@ -4,9 +4,9 @@
     python -m benchmarks.train ppo|rollout --data PROMPTS [--adapter] [--set KNOB=VALUE ...]
 
 What runs is what `python -m training` runs: the method's own `train`, or the sampler. It prints one JSON line. Speeds
-are of the steps after `--warm` (rollout: after the first round), but `s_per_update` is of all; `compile_s` is what the
-warm ones took beyond a steady step. `before_training_s` (a part of `total_s`) loads the model and prepares the data,
-and with --precompute computes the reference's log-probabilities.
+are of the steps after `--warm` (rollout: after the first round), but `s_per_update` is of all; `compile_s` is what
+compiling took before the first step, and the warm ones beyond a steady step. `before_training_s` (a part of `total_s`)
+loads the model, prepares the data and compiles, and with --precompute computes the reference's log-probabilities.
 
 `rows`: what is trained on, after leaving out what is too long. `tokens`: of the timed pairs, each answer with its
 prompt, as the peer reads them. `tokens_per_s`: what our model read a second, without padding; a shared prompt counts

@@ -31,6 +31,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.started = self.begun = self.finished = 0.0
+        self.compiled = 0.0
         self.ends: list[float] = []
         self.rows: list[dict[str, float]] = []
         self.reads: list[Read] = []
@@ -38,7 +39,7 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Times are those of `time.perf_counter`, in seconds."""
-        begin, log, embed = Run.begin, Run.log, nn.Embedding.forward
+        begin, log, embed, compile_layers = Run.begin, Run.log, nn.Embedding.forward, Base.compile
 
         def begins(run: Run, *arguments: Any) -> None:
             begin(run, *arguments)
@@ -54,9 +55,14 @@ class Watch:
                 self.reads.append(Read(time.perf_counter(), ids.clone(), torch.is_grad_enabled()))
             return embed(layer, ids)
 
+        def compiles(base: Base, *arguments: Any) -> None:
+            start = time.perf_counter()
+            compile_layers(base, *arguments)
+            self.compiled += time.perf_counter() - start
+
         self.started = time.perf_counter()
         with (
-            patch.object(Run, "begin", begins), patch.object(Run, "log", logs),
+            patch.object(Run, "begin", begins), patch.object(Run, "log", logs), patch.object(Base, "compile", compiles),
             patch.object(nn.Embedding, "forward", embeds),
         ):  # fmt: skip
             yield
@@ -67,9 +73,9 @@ class Watch:
         return [b - a for a, b in pairwise([self.begun, *self.ends])][warm:]
 
     def compiling(self, warm: int) -> float:
-        """What the first `warm` steps took beyond the median of the others, in seconds."""
+        """What compiling the layers took, and the first `warm` steps beyond the median of the others, in seconds."""
         rest = statistics.median(self.seconds(warm))
-        return max(0.0, sum(self.seconds(0)[:warm]) - warm * rest)
+        return self.compiled + max(0.0, sum(self.seconds(0)[:warm]) - warm * rest)
 
     def efficiency(self, base: Base, groups: Sequence[Group], logits: bool, warm: int) -> dict[str, Any]:
         """Tokens a second, padding, share of the peak after `warm` steps; `groups`: what is read, for its lengths."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ def test_preferences(measure: Any, method: str, more: tuple[str, ...]) -> None:
     assert len(found["losses"]) == 3
     assert method == "reward" or found["losses"][0] == pytest.approx(0.6931, abs=1e-4)
     assert found["pairs_per_s"] == found["rankings_per_s"]  # each of these rankings is one pair
+
+
+def test_compiling_is_counted_though_it_comes_before_the_steps(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Base, "compile", lambda *_: time.sleep(0.3))
+    found = measure("reward", *SMALL, "--set", "fast=compile")
+    assert found["compile_s"] >= 0.3
+    assert found["before_training_s"] >= 0.3
 
 
 def test_rows_are_met_in_the_order_of_the_file(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
