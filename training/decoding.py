@@ -1,8 +1,9 @@
 """One token after another for a batch of prompts: the logits of the next token from cached keys and values.
 
 `ModelDecoding` calls the model's own forward and serves every causal language model. `LlamaDecoding` computes layers of
-Llama's kind (Llama, Mistral, Qwen2) itself: nothing is padded, weights are packed once for the processor, the cache is
-allocated once. It is used only where it gives the model's own logits.
+Llama's kind (Llama, Mistral, Qwen2) itself: what all prompts begin with is read once, only attention sees padding,
+weights are packed once for the processor, the cache is allocated once. It is used only where it gives the model's own
+logits.
 
 Notation: B sequences, N tokens, V words, d the width, H query heads and G key heads of h dimensions.
 """
@@ -10,6 +11,7 @@ Notation: B sequences, N tokens, V words, d the width, H query heads and G key h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -86,7 +88,11 @@ LowRank = tuple[Tensor, Tensor] | None
 
 
 class LlamaDecoding:
-    """Decoding by `LlamaLayers`. The keys of a layer are (B, G, longest, h).
+    """Decoding by `LlamaLayers`.
+
+    The keys of a layer are (B, G, C, h). The newest token of every sequence lies in the same column, `width - 1`, so
+    that a step writes one slice. What all prompts begin with is read once and lies in the first columns; in the gap
+    between it and the rest of a shorter prompt `mask` (B, 1, 1, C) is -inf. Positions are counted without the gap.
 
     The adapter stays a low-rank product beside the base: added to the weights in bf16 a young one is rounded away.
     """
@@ -96,49 +102,70 @@ class LlamaDecoding:
     ) -> None:
         self.layers = layers
         self.low_rank = [product.low_rank(adapter) for product in layers.products]
-        device = layers.embedding.weight.device
-        self.lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        self.width = max(len(ids) for ids in prompts)
-        shape = len(prompts), layers.key_heads, self.width, layers.head_dim
-        self.cache = [
-            (layers.embedding.weight.new_zeros(shape), layers.embedding.weight.new_zeros(shape)) for _ in layers.layers
-        ]
-        rows = torch.tensor([row for row, ids in enumerate(prompts) for _ in ids], device=device)
-        positions = torch.tensor([position for ids in prompts for position in range(len(ids))], device=device)
+        zeros, columns = layers.embedding.weight.new_zeros, max(len(ids) for ids in prompts) + longest
+        shape = 1, layers.key_heads, columns, layers.head_dim
+        self.cache = [(zeros(shape), zeros(shape)) for _ in layers.layers]
+        self.mask, self.width = zeros(1, 1, 1, columns), 0
+        self.lengths = torch.zeros(1, dtype=torch.long, device=self.mask.device)
+        shared = _shared(prompts)
+        if shared:
+            self._read([prompts[0][:shared]])
+        if len(prompts) > 1:
+            self.keep(self.lengths.new_zeros(len(prompts)))
+        self.logits = layers.output(self._read([ids[shared:] for ids in prompts]), self.low_rank[-1])
+        if repeats > 1:
+            copies = torch.arange(len(prompts), device=self.mask.device).repeat_interleave(repeats)
+            self.keep(copies)
+            self.logits = self.logits[copies]
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            """Causal attention of whole prompts: what is padded here, on the right, no token before it sees."""
-            padded = query.new_zeros(len(prompts), self.width, *query.shape[1:])
-            padded[rows, positions] = query
-            shares = layers.heads // layers.key_heads
+    def _read(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Append a text to each sequence, aligned on the right. Returns the last hidden states (B, d)."""
+        layers, before, count, device = self.layers, self.width, len(texts), self.mask.device
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        size = int(lengths.max())
+        self.width = width = before + size
+        rows = torch.arange(count, device=device).repeat_interleave(lengths)
+        place = torch.cat([torch.arange(size - len(text), size, device=device) for text in texts])
+        gap = torch.arange(size, device=device) < (size - lengths)[:, None]
+        self.mask[:, 0, 0, before:width].masked_fill_(gap, -torch.inf)
+        later = torch.ones(size, width, dtype=torch.bool, device=device).triu(before + 1)
+        shares = layers.heads // layers.key_heads
+        mask = self.mask[..., :width].masked_fill(later, -torch.inf).repeat(1, 1, shares, 1)
+        alone = count == 1 and not before
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            """The H / G query heads that share a key head are its queries, so that no key is repeated."""
+            keys, values = self.cache[number]
+            keys[rows, :, before + place], values[rows, :, before + place] = key, value
+            if alone:
+                found = F.scaled_dot_product_attention(
+                    query.transpose(0, 1)[None],
+                    keys[:, :, :width].repeat_interleave(shares, 1),
+                    values[:, :, :width].repeat_interleave(shares, 1),
+                    is_causal=True,
+                    scale=layers.scaling,
+                )
+                return found[0].transpose(0, 1)
+            padded = query.new_zeros(count, layers.key_heads, shares, size, layers.head_dim)
+            padded[rows, :, :, place] = query.view(len(query), layers.key_heads, shares, -1)
             found = F.scaled_dot_product_attention(
-                padded.transpose(1, 2),
-                keys.repeat_interleave(shares, 1),
-                values.repeat_interleave(shares, 1),
-                is_causal=True,
-                scale=layers.scaling,
+                padded.flatten(2, 3), keys[:, :, :width], values[:, :, :width], attn_mask=mask, scale=layers.scaling
             )
-            return found.transpose(1, 2)[rows, positions]
+            return found.view_as(padded)[rows, :, :, place]
 
-        ids = torch.tensor([token for ids in prompts for token in ids], device=device)
-        hidden = layers.hidden(ids, rows, positions, self.cache, attend, self.low_rank)
-        last = self.lengths.cumsum(0) - 1
-        self.logits = layers.output(hidden[last], self.low_rank[-1]).repeat_interleave(repeats, 0)
-        self.lengths = self.lengths.repeat_interleave(repeats)
-        for number, pair in enumerate(self.cache):
-            keys, values = (F.pad(t.repeat_interleave(repeats, 0), (0, 0, 0, longest)) for t in pair)
-            self.cache[number] = keys, values
+        ids = torch.tensor([token for text in texts for token in text], device=device)
+        positions = place + (self.lengths - size + lengths)[rows]
+        self.lengths = self.lengths + lengths
+        return layers.hidden(ids, positions, attend, self.low_rank)[lengths.cumsum(0) - 1]
 
     def step(self, tokens: Tensor) -> None:
         """Append one token to each sequence, (B,)."""
-        layers, width = self.layers, self.width + 1
-        rows = torch.arange(len(tokens), device=tokens.device)
-        beyond = torch.arange(width, device=tokens.device) > self.lengths[:, None]
-        mask = torch.zeros(beyond.shape, dtype=layers.embedding.weight.dtype, device=tokens.device)
-        mask = mask.masked_fill_(beyond, -torch.inf)[:, None, None]
+        layers, column, width = self.layers, self.width, self.width + 1
+        mask = self.mask[..., :width]
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            """The H / G query heads that share a key head are its queries: no key is repeated."""
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.cache[number]
+            keys[:, :, column], values[:, :, column] = key, value
             found = F.scaled_dot_product_attention(
                 query.view(len(query), layers.key_heads, -1, layers.head_dim),
                 keys[:, :, :width],
@@ -148,21 +175,29 @@ class LlamaDecoding:
             )
             return found.view_as(query)
 
-        hidden = layers.hidden(tokens, rows, self.lengths, self.cache, attend, self.low_rank)
+        hidden = layers.hidden(tokens, self.lengths, attend, self.low_rank)
         self.logits = layers.output(hidden, self.low_rank[-1])
         self.lengths, self.width = self.lengths + 1, width
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these sequences alone."""
-        self.lengths = self.lengths[rows]
+        self.lengths, self.mask = self.lengths[rows], self.mask[rows]
         for number, (keys, values) in enumerate(self.cache):
             self.cache[number] = keys[rows], values[rows]
 
 
-class Attend(Protocol):
-    """Attention of queries (N, H, h) to cached keys and values (B, G, longest, h), into (N, H, h)."""
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, but for the last of any."""
+    if len(prompts) == 1:
+        return 0
+    alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
+    return min(sum(takewhile(bool, alike)), min(len(ids) for ids in prompts) - 1)
 
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor: ...
+
+class Attend(Protocol):
+    """Keep the keys and values (N, G, h) of N tokens in layer `number`; attention (N, H, h) of queries (N, H, h)."""
+
+    def __call__(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
 
 
 class LlamaLayers:
@@ -195,28 +230,24 @@ class LlamaLayers:
     def hidden(
         self,
         ids: Tensor,
-        rows: Tensor,
         positions: Tensor,
-        cache: Sequence[tuple[Tensor, Tensor]],
         attend: Attend,
         low_rank: Sequence[LowRank],
     ) -> Tensor:
-        """Last hidden states (N, d) of tokens (N,) at `positions` of the sequences `rows`; their keys and values go
-        into the cache."""
+        """Last hidden states (N, d) of tokens (N,) at `positions` (N,) of their sequences."""
         x = self.embedding(ids)
         cos, sin = (table[0, :, None] for table in self.rotary(x, positions[None]))
         half = self.head_dim // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)  # rotate_half(x) is x rolled, with this sign
         turned, split = self.heads + self.key_heads, (self.heads, self.key_heads)
-        for number, (layer, (keys, values)) in enumerate(zip(self.layers, cache, strict=True)):
+        for number, layer in enumerate(self.layers):
             qkv, out, gate_up, down = zip(
                 self.products[4 * number : 4 * number + 4], low_rank[4 * number : 4 * number + 4], strict=True
             )
             heads = qkv[0](layer.input_layernorm(x), qkv[1]).view(len(x), -1, self.head_dim)
             unturned = heads[:, :turned]
             query, key = torch.addcmul(unturned * cos, unturned.roll(half, -1), sin).split(split, 1)
-            keys[rows, :, positions], values[rows, :, positions] = key, heads[:, turned:]
-            x = x + out[0](attend(query, keys, values).flatten(1), out[1])
+            x = x + out[0](attend(number, query, key, heads[:, turned:]).flatten(1), out[1])
             gate, up = gate_up[0](layer.post_attention_layernorm(x), gate_up[1]).chunk(2, -1)
             x = x + down[0](layer.mlp.act_fn(gate) * up, down[1])
         return self.norm(x)
@@ -253,7 +284,7 @@ class Product:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
             y = torch.cat([F.linear(x, layer.weight, layer.bias) for layer in self._linear()], -1)
-        return y if low_rank is None else torch.addmm(y, x @ low_rank[0], low_rank[1])
+        return y if low_rank is None else y.addmm_(x @ low_rank[0], low_rank[1])
 
     def low_rank(self, adapter: str | None) -> LowRank:
         """What the adapter adds, in the base's precision: the As above one another, the Bs as blocks."""

@@ -18,10 +18,11 @@ from transformers import (
 
 from training.base import Base
 from training.config import SFTConfig
-from training.decoding import LlamaDecoding, ModelDecoding, start_decoding
+from training.decoding import LlamaDecoding, LlamaLayers, ModelDecoding, start_decoding
 from training.rollout import sample, uniforms
 
 PROMPTS = [[11, 12, 13, 14, 15, 16, 17], [21], [31, 32, 33]]
+ALIKE = [[11, 12, 13, 14, 15, 16, 17], [11, 12, 13], [11, 12, 13, 33]]
 
 
 def adapted(base, **lora):
@@ -54,16 +55,16 @@ def with_model(base, kind, config, **sizes):
 
 
 @torch.no_grad()
-def both(base, adapter, steps=40):
+def both(base, adapter, steps=40, prompts=PROMPTS):
     """Log-probabilities by the model's own forward and by ours, of two sequences a prompt, some of which leave."""
     found = []
     with base.using(adapter):
         decodings = []
         for base.fast in (False, True):
-            decodings.append(start_decoding(base, PROMPTS, 2, steps))
+            decodings.append(start_decoding(base, prompts, 2, steps))
         assert [type(decoding) for decoding in decodings] == [ModelDecoding, LlamaDecoding]
         generator = torch.Generator().manual_seed(0)
-        rows = torch.arange(6)
+        rows = torch.arange(2 * len(prompts))
         for step in range(steps):
             found.append([torch.log_softmax(d.logits.float(), -1) for d in decodings])
             if step in (5, 33):
@@ -93,6 +94,28 @@ def test_log_probabilities_are_the_models_own(base, name, adapter):
     other = adapted(with_model(base, kind, config, **sizes))
     for models, ours in both(other, adapter):
         torch.testing.assert_close(ours, models, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [ALIKE, ALIKE[:2], ALIKE[:1], [ALIKE[1]] * 3])
+def test_what_all_prompts_begin_with_is_read_once(base, prompts, monkeypatch):
+    """Also where it is all but the last token of a prompt."""
+    other = adapted(with_model(base, *MODELS["llama, grouped queries"][:2], **MODELS["llama, grouped queries"][2]))
+    read, plain = [], LlamaLayers.hidden
+
+    def watch(layers, ids, *rest):
+        read.append(ids.tolist())
+        return plain(layers, ids, *rest)
+
+    monkeypatch.setattr(LlamaLayers, "hidden", watch)
+    with other.using("policy"), torch.no_grad():
+        start_decoding(other, prompts, 2, 1)
+    shared = min(len(ids) for ids in prompts) - 1 if len(prompts) > 1 else 0
+    assert read[-2 if shared else -1 :] == [[11, 12, 13][:shared]] * bool(shared) + [
+        [token for ids in prompts for token in ids[shared:]]
+    ]
+    other.model.to(torch.float64)
+    for models, ours in both(other, "policy", steps=5, prompts=prompts):
+        torch.testing.assert_close(ours, models, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [{"lora_targets": "v_proj,up_proj"}, {"lora_layers": 1}, {"lora_alpha": 3}])
