@@ -19,13 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data.records import InputError
+from training.lora import lora_linear
 
 
 class ActiveAdapter:
-    """Which adapter the layers apply: a name, or None for the plain base."""
+    """Which adapter the layers apply: a name, or None for the plain base; and whether as one operation."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.fused = True
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -52,12 +54,16 @@ def take_over(model: PeftModel, active: ActiveAdapter) -> None:
 
 def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """y = W x + scale · B A dropout(x), for x of shape (..., d_in); LoRA, arXiv:2106.09685, eq. 3."""
-    result = self.base_layer(x)
     name = self._active.name
     if name is None or name not in self.lora_A:
-        return result
+        return self.base_layer(x)
+    base, dropout = self.base_layer, self.lora_dropout[name]
     a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
-    low = self.lora_dropout[name](x).reshape(-1, x.shape[-1]) @ a.t()
+    if self._active.fused and isinstance(dropout, nn.Identity) and type(base.weight) is nn.Parameter:
+        y, _ = lora_linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[name])
+        return y.view(*x.shape[:-1], -1)
+    result = base(x)
+    low = dropout(x).reshape(-1, x.shape[-1]) @ a.t()
     update = torch.addmm(result.reshape(-1, result.shape[-1]), low, b.t(), alpha=self.scaling[name])
     return update.view_as(result)
 

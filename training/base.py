@@ -27,7 +27,7 @@ from training.chat_template import AnswerForm, answer_form, control_tokens
 from training.compiled import compile_layers
 from training.config import TrainingConfig
 from training.packs import Group, Pack, pack
-from training.run import read_manifest
+from training.run_folder import read_manifest
 
 
 class Base:
@@ -44,10 +44,18 @@ class Base:
         self._active = ActiveAdapter()
         self._attached: dict[tuple[Path, int], str] = {}
         self._sha256 = ""
-        self.fast = True
         self.attends_packed = False
         self.before_backward: Callable[[], None] | None = None
         self.model.requires_grad_(False)
+
+    @property
+    def fast(self) -> bool:
+        """Whether fast paths are taken where there are any."""
+        return self._active.fused
+
+    @fast.setter
+    def fast(self, on: bool) -> None:
+        self._active.fused = on
 
     @property
     def device(self) -> torch.device:

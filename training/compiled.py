@@ -42,13 +42,13 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     started = time.monotonic()
     for layer in layers:
         layer.forward = _compiled(layer.forward)
-    attention.compile_slopes()
+    attention.compile_pieces()
     try:
         try_out()
     except Exception as error:  # no compiler, a kind of layer it cannot trace, a full disk
         for layer, forward in zip(layers, plain, strict=True):
             layer.forward = forward
-        attention.compile_slopes(False)
+        attention.compile_pieces(False)
         return time.monotonic() - started, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return time.monotonic() - started, "" if layers else "its layers are of an unknown kind"
 

@@ -11,7 +11,6 @@ Notation: B sequences, N tokens, V words, d the width, H query heads and G key h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
 from training.base import Base
+from training.packs import common_start
 
 
 class Decoding(Protocol):
@@ -107,7 +107,7 @@ class LlamaDecoding:
         self.cache = [(zeros(shape), zeros(shape)) for _ in layers.layers]
         self.mask, self.width = zeros(1, 1, 1, columns), 0
         self.lengths = torch.zeros(1, dtype=torch.long, device=self.mask.device)
-        shared = _shared(prompts)
+        shared = common_start(prompts)
         if shared:
             self._read([prompts[0][:shared]])
         if len(prompts) > 1:
@@ -184,14 +184,6 @@ class LlamaDecoding:
         self.lengths, self.mask = self.lengths[rows], self.mask[rows]
         for number, (keys, values) in enumerate(self.cache):
             self.cache[number] = keys[rows], values[rows]
-
-
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several prompts begin with, but for the last of any."""
-    if len(prompts) == 1:
-        return 0
-    alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
-    return min(sum(takewhile(bool, alike)), min(len(ids) for ids in prompts) - 1)
 
 
 class Attend(Protocol):

@@ -6,15 +6,18 @@ from the prompt's end:
     prompt a | response a1 | response a2 | prompt b | response b1 | ...
     0 1 2 3  | 4 5 6       | 4 5         | 0 1      | 2 3 4
 
-So a prompt is read once for all its responses, nothing is padded, and supervised, reward, DPO and PPO forwards are one
-and the same thing. Notation for shapes: T tokens in a pack, M responses, N response tokens.
+So a prompt is read once for all its responses, what all prompts of a row begin with (a system message) is read once
+for all of them, nothing is padded, and supervised, reward, DPO and PPO forwards are one and the same thing. Notation
+for shapes: T tokens in a pack, M responses, N response tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 
@@ -23,6 +26,8 @@ from training.attention import Block, Layout
 
 BLOCK_COST = 15_000
 """What another block of attention costs, in pairs of tokens: 0.3 ms a layer against 20 ns, on two cores."""
+BLOCK_SIZE = 60_000
+"""Pairs of tokens in a block at most: more do not fit into a processor's cache, and much of a large block is masked."""
 
 
 @dataclass
@@ -50,9 +55,10 @@ class Group:
 class Pack:
     """Tensors of one forward.
 
-    `predictors` (N,): where the token that predicts each response
-    token lies; `targets` (N,): that response token; `response` (N,): which response it belongs to; `last` (M,): where
-    each response's last token lies; `members` [M]: (number of the group in `groups`, k).
+    `predictors` (N,): where the token that predicts each response token lies; `targets` (N,): that response token;
+    `response` (N,): which response it belongs to; `last` (M,): where each response's last token lies; `members` [M]:
+    (number of the group in `groups`, k); `shared`: how many tokens of the first prompt the others begin with and do
+    not repeat.
     """
 
     groups: list[Group]
@@ -63,36 +69,50 @@ class Pack:
     response: torch.Tensor
     last: torch.Tensor
     members: list[tuple[int, int]]
+    shared: int
 
-    def blocks(self) -> Iterator[Block]:
-        """Which tokens look where: a block for each group, or for its prompt and each response where that pays."""
+    def _squares(self) -> Iterator[Square]:
+        """Each group, or its prompt and each of its responses where that pays."""
         start = 0
-        for group in self.groups:
-            end, own = start + group.length, start + len(group.prompt)
-            sizes = [len(response) for response in group.responses]
-            apart = len(group.prompt) ** 2 + sum(size * (len(group.prompt) + size) for size in sizes)
-            if group.length**2 - apart > BLOCK_COST * len(sizes):
-                yield Block(start, own, start, start, torch.ones(own - start, own - start, dtype=torch.bool).tril_())
+        for number, group in enumerate(self.groups):
+            shared = list(range(self.shared if number else 0))
+            own = start + len(group.prompt) - len(shared)
+            end = start + group.length - len(shared)
+            sizes, seen = [len(response) for response in group.responses], [*shared, *range(start, own)]
+            apart = (own - start) * len(seen) + sum(size * (len(seen) + size) for size in sizes)
+            if (end - start) * group.length - apart > BLOCK_COST * len(sizes):
+                yield _square(range(start, own), seen, [0] * len(seen))
                 for size in sizes:
-                    before = len(group.prompt)
-                    looks = torch.ones(size, before + size, dtype=torch.bool).tril_(before)
-                    yield Block(own, own + size, start, start + before, looks)
+                    keys = [*seen, *range(own, own + size)]
+                    yield _square(range(own, own + size), keys, [0] * len(keys))
                     own += size
             else:
-                branch = torch.tensor([0] * len(group.prompt) + [k + 1 for k, n in enumerate(sizes) for _ in range(n)])
-                looks = ((branch == 0) | (branch[:, None] == branch)).tril_()
-                yield Block(start, end, start, start, looks)
+                branch = [0] * len(seen) + [k + 1 for k, size in enumerate(sizes) for _ in range(size)]
+                yield _square(range(start, end), [*shared, *range(start, end)], branch)
             start = end
+
+    def blocks(self) -> Iterator[Block]:
+        """Which tokens look where: large squares are cut, those of like size filled up to one block where it pays."""
+        together: list[Square] = []
+        pieces = [piece for square in self._squares() for piece in _cut(square)]
+        for square in sorted(pieces, key=lambda square: square[2].shape, reverse=True):
+            if together:
+                n, m = (max(each[2].shape[side] for each in (*together, square)) for side in (0, 1))
+                filling = sum(n * m - each[2].numel() for each in (*together, square))
+                if filling > BLOCK_COST * len(together):
+                    yield _block(together)
+                    together = []
+            together.append(square)
+        if together:
+            yield _block(together)
 
     @property
     def attention_mask(self) -> torch.Tensor:
         """(1, 1, T, T), True where a token may look."""
         length = self.input_ids.shape[1]
         mask = torch.zeros(length, length, dtype=torch.bool)
-        for start, end, prefix_start, prefix_end, looks in self.blocks():
-            before = prefix_end - prefix_start
-            mask[start:end, prefix_start:prefix_end] = looks[:, :before]
-            mask[start:end, start:end] = looks[:, before:]
+        for rows, keys, looks in self._squares():
+            mask[rows[:, None], keys] = looks
         return mask[None, None].to(self.input_ids.device)
 
     @cached_property
@@ -115,6 +135,38 @@ class Pack:
         )
 
 
+Square: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Tokens (n,), tokens that they look at (m,), and where (n, m)."""
+
+
+def _square(rows: Iterable[int], keys: Iterable[int], branch: Sequence[int]) -> Square:
+    """The last of the keys are the rows themselves; a token looks back at its own branch and at branch 0."""
+    r, k, b = (torch.tensor(list(numbers)) for numbers in (rows, keys, branch))
+    own = b[len(k) - len(r) :]
+    return r, k, (k <= r[:, None]) & ((b == 0) | (b == own[:, None]))
+
+
+def _cut(square: Square) -> Iterator[Square]:
+    """Pieces of its rows; of the keys each has those up to its last row."""
+    rows, keys, looks = square
+    size = math.ceil(len(rows) / math.ceil(looks.numel() / BLOCK_SIZE))
+    for start in range(0, len(rows), size):
+        end = min(start + size, len(rows))
+        seen = len(keys) - len(rows) + end
+        yield rows[start:end], keys[:seen], looks[start:end, :seen]
+
+
+def _block(squares: Sequence[Square]) -> Block:
+    """Squares one above the other, filled up on the right and below."""
+    n, m = (max(looks.shape[side] for _, _, looks in squares) for side in (0, 1))
+    pad = torch.nn.functional.pad
+    return Block(
+        torch.stack([pad(rows, (0, n - len(rows))) for rows, _, _ in squares]),
+        torch.stack([pad(keys, (0, m - len(keys))) for _, keys, _ in squares]),
+        torch.stack([pad(looks, (0, m - looks.shape[1], 0, n - looks.shape[0])) for _, _, looks in squares]),
+    )
+
+
 def pack(groups: Sequence[Group], device: torch.device) -> Pack:
     """Lay groups out in one row."""
     ids: list[int] = []
@@ -124,11 +176,12 @@ def pack(groups: Sequence[Group], device: torch.device) -> Pack:
     response: list[int] = []
     last: list[int] = []
     members: list[tuple[int, int]] = []
+    shared = common_start([group.prompt for group in groups])
     for number, group in enumerate(groups):
-        size = len(group.prompt)
-        prompt_end = len(ids) + size - 1
-        ids += group.prompt
-        positions += range(size)
+        size, known = len(group.prompt), shared if number else 0
+        ids += group.prompt[known:]
+        positions += range(known, size)
+        prompt_end = len(ids) - 1
         for k, tokens in enumerate(group.responses):
             start = len(ids)
             marks = group.targets[k] if group.targets else None
@@ -144,19 +197,29 @@ def pack(groups: Sequence[Group], device: torch.device) -> Pack:
     as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
     return Pack(
         list(groups), as_tensor(ids)[None], as_tensor(positions)[None], as_tensor(predictors),
-        as_tensor(targets), as_tensor(response), as_tensor(last), members,
+        as_tensor(targets), as_tensor(response), as_tensor(last), members, shared,
     )  # fmt: skip
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, such as a system message; each keeps a token of its own."""
+    if len(prompts) < 2:
+        return 0
+    first, shortest = prompts[0], min(map(len, prompts)) - 1
+    return next((n for n in range(shortest) if any(ids[n] != first[n] for ids in prompts)), shortest)
 
 
 def packs(groups: Iterable[Group], tokens_per_forward: int, device: torch.device) -> Iterator[Pack]:
     """Pack groups, longest first, each into the first row that has room; a longer group gets a row of its own."""
     rows: list[list[Group]] = []
     room: list[int] = []
-    for group in sorted(groups, key=lambda g: -g.length):
+    waiting = sorted(groups, key=lambda g: -g.length)
+    shared = common_start([group.prompt for group in waiting])
+    for group in waiting:
         for number, left in enumerate(room):
-            if group.length <= left:
+            if group.length - shared <= left:
                 rows[number].append(group)
-                room[number] -= group.length
+                room[number] -= group.length - shared
                 break
         else:
             rows.append([group])

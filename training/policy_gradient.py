@@ -149,7 +149,8 @@ def value_clipped(values: Tensor, old_values: Tensor, returns: Tensor, clip_rang
     if not clip_range:
         return torch.zeros_like(values, dtype=torch.bool)
     clipped = _clipped_value(values, old_values, clip_range)
-    return (clipped - returns).square() > (values - returns).square()
+    beyond = (values - old_values).abs() > clip_range  # within the range `clipped` is the value but for its rounding
+    return beyond & ((clipped - returns).square() > (values - returns).square())
 
 
 def _clipped_value(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:

@@ -32,8 +32,16 @@ from training.config import TrainingConfig
 from training.control import Control, Wishes
 from training.files import remove, sync, write_json, written
 from training.knobs import to_dict
-from training.run_folder import JUDGED_BY, best_checkpoint, checkpoints, continued_lora, judged, lineage, read_lines
-from training.run_folder import read_manifest as read_manifest  # `base` has it from here
+from training.run_folder import (
+    JUDGED_BY,
+    best_checkpoint,
+    checkpoints,
+    continued_lora,
+    judged,
+    lineage,
+    read_lines,
+    read_manifest,
+)
 
 HEARTBEAT_SECONDS = 4.0
 PAUSE_SECONDS = 0.5

@@ -14,6 +14,7 @@ from torch import Tensor
 from training.base import Base
 from training.config import DPOConfig
 from training.loop import token_log_probs
+from training.lora import lora_linear
 from training.models import load_base
 from training.packs import Group, pack
 
@@ -81,13 +82,69 @@ def test_blocks_say_what_may_look_where(monkeypatch: pytest.MonkeyPatch) -> None
             assert bool(masks[0][i, j]) == (j <= i and group == other and seen in (0, part))
 
 
-@pytest.mark.parametrize("cost", [0, 10**9])
+@pytest.mark.parametrize("cost", [0, 200, 10**9])
+@pytest.mark.parametrize("size", [70, 10**9])
 def test_packed_attention(
-    base: Base, plain: tuple[Tensor, list[Tensor]], cost: int, monkeypatch: pytest.MonkeyPatch
+    base: Base, plain: tuple[Tensor, list[Tensor]], cost: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Groups whole and apart, blocks of one square and of several filled up, and cut."""
     monkeypatch.setattr("training.packs.BLOCK_COST", cost)
+    monkeypatch.setattr("training.packs.BLOCK_SIZE", size)
     assert base.attends_packed
     assert_alike(log_probs_and_gradients(with_adapter(base)), plain)
+
+
+@pytest.mark.parametrize("cost", [0, 200, 10**9])
+def test_what_prompts_begin_with_is_read_once(
+    base: Base, tiny_model: Path, cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together or each group by itself, in the model's own layers: the same log-probabilities and gradients."""
+    monkeypatch.setattr("training.packs.BLOCK_COST", cost)
+    start = [7, 8, 9, 10, 11]
+    alike = [Group([*start, *group.prompt], group.responses) for group in groups()]
+    found = pack(alike, base.device)
+    assert found.shared == len(start)
+    assert found.input_ids.shape[1] == sum(group.length for group in alike) - len(start) * (len(alike) - 1)
+    alone = with_adapter(load_base(str(tiny_model), "fp32", "cpu", fast=False))
+    for model, packed in ((with_adapter(base), [found]), (alone, [pack([group], base.device) for group in alike])):
+        log_probs = []
+        with model.using("policy"):
+            for part in packed:
+                log_probs.append(token_log_probs(model, model.read(part)[part.predictors], part.targets, 1.0)[0])
+            torch.cat(log_probs).square().sum().backward()
+        found_here = torch.cat(log_probs).detach(), [p.grad.clone() for p in model.adapter_parameters("policy")]
+        if model is base:
+            together = found_here
+    assert_alike(together, found_here)
+
+
+def test_a_prompt_keeps_a_token_of_its_own(base: Base) -> None:
+    """Prompts that are the same, or the start of one another, still have a last token that predicts."""
+    same = [Group([5, 6, 7], [[8]]), Group([5, 6, 7], [[9, 4]]), Group([5, 6], [[3]])]
+    found = pack(same, base.device)
+    assert found.shared == 1
+    assert found.input_ids[0].tolist() == [5, 6, 7, 8, 6, 7, 9, 4, 6, 3]
+    assert found.position_ids[0].tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 1, 2]
+    assert found.predictors.tolist() == [2, 5, 6, 8]
+
+
+@pytest.mark.parametrize("length", [1, 7, 600])
+@pytest.mark.parametrize("bias", [False, True])
+def test_lora_in_one_operation(length: int, bias: bool) -> None:
+    """Against autograd's own way through the same formula; 600 rows are computed in two parts in bf16."""
+    for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        torch.manual_seed(length)
+        draw = lambda *shape: torch.randn(*shape).to(dtype)  # noqa: E731, B023
+        x, w, a, b = draw(length, 96), draw(288, 96), draw(4, 96), draw(288, 4)
+        offset, dy = draw(288) if bias else None, draw(length, 288)
+        learned = [tensor.requires_grad_() for tensor in (x, a, b)]
+        y, _ = lora_linear(x, w, offset, a, b, 2.0)
+        found = [y, *torch.autograd.grad(y, learned, dy)]
+        plain = torch.nn.functional.linear(x.float(), w.float(), None if offset is None else offset.float())
+        plain = plain + 2.0 * x.float() @ a.float().t() @ b.float().t()
+        wanted = [plain, *torch.autograd.grad(plain, learned, dy.float())]
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours.float() - theirs.float()).norm() < allowed * theirs.float().norm()
 
 
 @needs_compiler

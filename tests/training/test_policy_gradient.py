@@ -196,3 +196,10 @@ def test_where_the_value_is_clipped_it_has_no_gradient():
     assert 0 < int(stuck.sum()) < 200
     assert (gradient[stuck] == 0).all()
     assert (gradient[~stuck] != 0).all()
+
+
+def test_a_value_within_the_range_is_never_counted_as_clipped():
+    """old + (V - old) is not V to the last bit."""
+    old, values = (0.1 * numbers(1000, seed=seed).clamp(-1, 1) for seed in (0, 1))
+    assert (old + (values - old) != values).any()
+    assert not policy_gradient.value_clipped(values, old, torch.zeros(1000), 0.2).any()
