@@ -55,7 +55,7 @@ class TrainingConfig:
         1.0, "Gradients are clipped to this norm; 0 means never.", section="Optimisation", minimum=0
     )
     tokens_per_forward: int = knob(
-        1024, "Sequences are packed into forwards of at most this many tokens; less needs less memory.",
+        1536, "Sequences are packed into forwards of at most this many tokens; less needs less memory.",
         section="Machine", minimum=16,
     )  # fmt: skip
 
