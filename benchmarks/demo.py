@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 1, "batch_size": 2, "learning_rate": 2.5e-4, "beta": 0.1, "eval_every": 25, "save_every": 25, **LORA,
     },
     "ppo": {
-        "max_steps": 18, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 3e-4,
+        "max_steps": 16, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 6e-4,
         "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 9, **LORA,
     },
 }  # fmt: skip
