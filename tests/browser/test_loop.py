@@ -45,8 +45,12 @@ def start_run(page: Page, method: str, **knobs: object) -> None:
         field = form.locator(f".knob-{name} input")
         if not field.is_visible():
             more.click()
+            expect(field).to_be_visible()
+            page.wait_for_timeout(500)  # a field that is just made still gets its first value
         field.fill(str(value))
         field.blur()
+    for name, value in knobs.items():
+        expect(form.locator(f".knob-{name} input")).to_have_value(str(value))
     page.locator("#train-start").click()
 
 
