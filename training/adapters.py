@@ -23,11 +23,11 @@ from training.lora import lora_linear
 
 
 class ActiveAdapter:
-    """Which adapter the layers apply: a name, or None for the plain base; and whether as one operation."""
+    """Which adapter the layers apply: a name, or None for the plain base; and whether fast paths are taken."""
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.fused = True
+        self.fast = True
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
@@ -59,7 +59,7 @@ def _forward(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return self.base_layer(x)
     base, dropout = self.base_layer, self.lora_dropout[name]
     a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
-    if self._active.fused and isinstance(dropout, nn.Identity) and type(base.weight) is nn.Parameter:
+    if self._active.fast and isinstance(dropout, nn.Identity) and type(base.weight) is nn.Parameter:
         y, _ = lora_linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[name])
         return y.view(*x.shape[:-1], -1)
     result = base(x)

@@ -51,11 +51,11 @@ class Base:
     @property
     def fast(self) -> bool:
         """Whether fast paths are taken where there are any."""
-        return self._active.fused
+        return self._active.fast
 
     @fast.setter
     def fast(self, on: bool) -> None:
-        self._active.fused = on
+        self._active.fast = on
 
     @property
     def device(self) -> torch.device:

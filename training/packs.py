@@ -205,7 +205,7 @@ def common_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of several prompts begin with, such as a system message; each keeps a token of its own."""
     if len(prompts) < 2:
         return 0
-    first, shortest = prompts[0], min(map(len, prompts)) - 1
+    first, shortest = prompts[0], max(0, min(map(len, prompts)) - 1)
     return next((n for n in range(shortest) if any(ids[n] != first[n] for ids in prompts)), shortest)
 
 

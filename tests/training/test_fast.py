@@ -16,7 +16,7 @@ from training.config import DPOConfig
 from training.loop import token_log_probs
 from training.lora import lora_linear
 from training.models import load_base
-from training.packs import Group, pack
+from training.packs import Group, common_start, pack
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler: what is compiled is NOT tested"
@@ -126,6 +126,7 @@ def test_a_prompt_keeps_a_token_of_its_own(base: Base) -> None:
     assert found.input_ids[0].tolist() == [5, 6, 7, 8, 6, 7, 9, 4, 6, 3]
     assert found.position_ids[0].tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 1, 2]
     assert found.predictors.tolist() == [2, 5, 6, 8]
+    assert common_start([[], [5, 6]]) == 0
 
 
 @pytest.mark.parametrize("length", [1, 7, 600])
