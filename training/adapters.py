@@ -16,10 +16,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data.records import InputError
 from training.lora import lora_linear
+from training.trunk import layers_of
 
 
 class ActiveAdapter:
@@ -74,7 +74,7 @@ def recompute_in_backward(model: nn.Module, active: ActiveAdapter) -> int:
     transformers' own switch acts only where a layer is in training mode, which would also switch dropout of the base
     on; and what is computed again must apply the adapter of the first time. Returns the number of layers.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     for layer in layers:
         layer.forward = _recomputed(layer.forward, active)
     return len(layers)

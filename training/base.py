@@ -28,6 +28,7 @@ from training.compiled import compile_layers
 from training.config import TrainingConfig
 from training.packs import Group, Pack, pack
 from training.run_folder import read_manifest
+from training.trunk import layers_below, reading
 
 
 class Base:
@@ -43,6 +44,7 @@ class Base:
         self.peft: PeftModel | None = None
         self._active = ActiveAdapter()
         self._attached: dict[tuple[Path, int], str] = {}
+        self._below: dict[str, int] = {}
         self._sha256 = ""
         self.attends_packed = False
         self.before_backward: Callable[[], None] | None = None
@@ -119,7 +121,14 @@ class Base:
     def read(self, pack: Pack) -> torch.Tensor:
         """Last hidden states (T, d) of a pack, after the final norm."""
         mask = pack.layout.handle() if self.attends_packed else pack.attention_mask
-        return self.hidden(pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)[0]
+        with reading(self.model.get_decoder(), pack, self._layers_below() if self.fast else 0):
+            return self.hidden(pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)[0]
+
+    def _layers_below(self) -> int:
+        """How many layers the active adapter leaves alone; without one, as many as every adapter does."""
+        if self._active.name in self._below:
+            return self._below[self._active.name]
+        return min(self._below.values(), default=0)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss of hidden states."""
@@ -159,6 +168,7 @@ class Base:
         else:
             self.peft.add_adapter(name, config)
         take_over(self.peft, self._active)
+        self._below[name] = layers_below(self.model.get_decoder(), name)
         self.set_trainable()
         self.peft.eval()
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from training import attention
+from training import attention, lora
 from training.default_model import cache_folder
+from training.trunk import layers_of
 
 
 def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[float, str]:
@@ -37,7 +37,7 @@ def compile_layers(decoder: nn.Module, try_out: Callable[[], None]) -> tuple[flo
     functorch.is_non_builtin_to_include = True  # attention is not
     inductor.cpp.dynamic_threads = True  # a run may be asked for fewer threads on its way
     torch._dynamo.config.recompile_limit = 64  # adapters, with and without gradients
-    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(decoder)
     plain = [layer.forward for layer in layers]
     started = time.monotonic()
     for layer in layers:
@@ -72,5 +72,6 @@ def _keep_on_disk() -> None:
 
     name = "TORCHINDUCTOR_CACHE_DIR"  # set by torch itself when it is imported
     if os.environ.get(name, default_cache_dir()) == default_cache_dir():
-        version = hashlib.sha256(Path(attention.__file__).read_bytes()).hexdigest()[:12]
+        operators = b"".join(Path(module.__file__).read_bytes() for module in (attention, lora))
+        version = hashlib.sha256(operators).hexdigest()[:12]
         os.environ[name] = str(cache_folder().parent / "compiled" / version)

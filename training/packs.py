@@ -58,7 +58,7 @@ class Pack:
     `predictors` (N,): where the token that predicts each response token lies; `targets` (N,): that response token;
     `response` (N,): which response it belongs to; `last` (M,): where each response's last token lies; `members` [M]:
     (number of the group in `groups`, k); `shared`: how many tokens of the first prompt the others begin with and do
-    not repeat.
+    not repeat; `trunk`: hidden states after so many layers that no adapter changes, once they were computed.
     """
 
     groups: list[Group]
@@ -70,6 +70,7 @@ class Pack:
     last: torch.Tensor
     members: list[tuple[int, int]]
     shared: int
+    trunk: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def _squares(self) -> Iterator[Square]:
         """Each group, or its prompt and each of its responses where that pays."""

@@ -129,6 +129,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 """The key metrics of each method, the most telling first."""
 
 SHORT_NAMES = {
+    "eval/nll": "NLL, held out",
     "rewards/chosen": "chosen",
     "rewards/rejected": "rejected",
     "eval/accuracy/chosen-longer": "the longer was chosen",
@@ -219,6 +220,15 @@ def _figure(title: str, lines: list[tuple[str, Points]], unit: str, good: str) -
         f"<figure><figcaption><strong>{escape(title)}</strong>{unit_text}{legend}</figcaption>"
         f"{_svg(title, lines)}{note}</figure>"
     )
+
+
+def plain_name(method: str, name: str) -> str:
+    """A metric in words: the title of its key plot and the line in it ("Margin, held out"); else the name itself."""
+    panel = next((panel for panel in PANELS.get(method, ()) if name in panel.names), None)
+    if panel is None:
+        return name
+    alone = len(panel.names) == 1 or name in panel.names[:1]
+    return panel.title if alone and name not in SHORT_NAMES else f"{panel.title}, {_short(name)}"
 
 
 def _short(name: str) -> str:

@@ -170,7 +170,8 @@ async function flushDraft() {
 function draw() {
   draft.dirty = false;
   const { progress } = view;
-  const numbers = [`${progress.done.toLocaleString()} of ${progress.total.toLocaleString()}`, `${progress.today} today`];
+  const numbers = [];
+  if (progress.total) numbers.push(`${progress.done.toLocaleString()} of ${progress.total.toLocaleString()}`, `${progress.today} today`);
   if (progress.skipped) numbers.push(`${progress.skipped} skipped`);
   const bar = make("progress", { value: progress.done, max: Math.max(progress.total, 1) });
   bar.setAttribute("aria-label", "Ranked so far");

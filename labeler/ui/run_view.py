@@ -223,7 +223,7 @@ def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "steps"
     ]
     found.sort(key=lambda item: telling.index(item[0]) if item[0] in telling else len(telling))
-    return found[:limit]
+    return [(plots.plain_name(job.method, name), value) for name, value in found[:limit]]
 
 
 def parent_name(workspace: Workspace, job: Job) -> str:

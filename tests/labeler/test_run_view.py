@@ -11,7 +11,7 @@ import pytest
 
 from labeler import jobs
 from labeler.jobs import Job
-from labeler.ui import run_view
+from labeler.ui import plots, run_view
 from labeler.ui.runs import runs_table
 from labeler.ui.train import data_line
 from labeler.users import local_owner
@@ -53,7 +53,15 @@ def test_a_running_run(workspace: Workspace, running: Job) -> None:
 def test_a_result_begins_with_what_tells_most(running: Job) -> None:
     result = {"steps": 9, "best_checkpoint": "x", "eval/ece": 0.1, "eval/kl": 2.0, "eval/rewards/accuracies": 0.7}
     shown = run_view.final_metrics(dataclasses.replace(running, result=result))
-    assert shown == [("eval/rewards/accuracies", "0.7"), ("eval/kl", "2"), ("eval/ece", "0.1")]
+    wanted = [("Agreement with people, held out", "0.7"), ("Distance from the reference", "2"), ("eval/ece", "0.1")]
+    assert shown == wanted
+
+
+def test_every_key_metric_has_a_name_of_its_own() -> None:
+    for method, panels in plots.PANELS.items():
+        names = [plots.plain_name(method, name) for panel in panels for name in panel.names]
+        assert len(set(names)) == len(names)
+        assert not any("/" in name for name in names)
 
 
 def test_silence_is_noticed(workspace: Workspace, running: Job) -> None:

@@ -16,7 +16,8 @@ from training.config import DPOConfig
 from training.loop import token_log_probs
 from training.lora import lora_linear
 from training.models import load_base
-from training.packs import Group, common_start, pack
+from training.packs import Group, Pack, common_start, pack
+from training.trunk import layers_of
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler: what is compiled is NOT tested"
@@ -32,13 +33,13 @@ def groups(seed: int = 0) -> list[Group]:
     return [Group(words(p), [words(k) for k in sizes]) for p, sizes in shapes]
 
 
-def with_adapter(base: Base, seed: int = 1) -> Base:
-    """With an adapter "policy" that changes something."""
-    base.new_adapter("policy", DPOConfig(seed=seed))
+def with_adapter(base: Base, seed: int = 1, name: str = "policy", lora_layers: int = 0) -> Base:
+    """With a trainable adapter that changes something."""
+    base.new_adapter(name, DPOConfig(seed=seed, lora_layers=lora_layers))
     torch.manual_seed(seed)
-    for parameter in base.adapter_parameters("policy"):
+    for parameter in base.adapter_parameters(name):
         parameter.data.normal_(std=0.1)
-    base.set_trainable("policy")
+    base.set_trainable(name)
     return base
 
 
@@ -146,6 +147,46 @@ def test_lora_in_one_operation(length: int, bias: bool) -> None:
         wanted = [plain, *torch.autograd.grad(plain, learned, dy.float())]
         for ours, theirs in zip(found, wanted, strict=True):
             assert (ours.float() - theirs.float()).norm() < allowed * theirs.float().norm()
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_layers_below_the_adapter_are_read_once(tiny_model: Path, recomputed: bool) -> None:
+    """By policy and reference, with and without gradients, to the same bits as a pack that nobody has read."""
+    base = load_base(str(tiny_model), "fp32", "cpu")
+    with_adapter(base, lora_layers=1)
+    if recomputed:
+        base.checkpoint_gradients()
+    reads: list[int] = []
+    for number, layer in enumerate(layers_of(base.model.get_decoder())):
+        layer.self_attn.register_forward_hook(lambda *_, number=number: reads.append(number))  # type: ignore[union-attr]
+
+    def read(name: str | None, found: Pack) -> list[Tensor]:
+        with base.using(name):
+            hidden = base.read(found)
+        if not hidden.requires_grad:
+            return [hidden]
+        return [hidden, *torch.autograd.grad(hidden.square().sum(), base.adapter_parameters(name or "policy"))]
+
+    def alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+    fresh = [read(name, pack(groups(), base.device)) for name in ("policy", None)]
+    assert len(fresh[0]) > 1
+    once = reads.count(0)
+    found = pack(groups(), base.device)
+    with torch.no_grad():
+        assert alike(read("policy", found), fresh[0][:1])
+    assert reads.count(0) == once + 1
+    for _ in range(2):
+        assert alike(read("policy", found), fresh[0])
+        assert alike(read(None, found), fresh[1])
+    assert reads.count(0) == once + 1
+    with_adapter(base, name="other")  # changes the lowest layer too
+    assert alike(read("other", found)[:1], read("other", pack(groups(), base.device))[:1])
+    once = reads.count(0)
+    base.fast = False
+    read(None, found)
+    assert reads.count(0) == once + 1
 
 
 @needs_compiler
