@@ -8,10 +8,10 @@ each other; from the plain layers they differ by rounding (other orders of sums)
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +72,6 @@ def _keep_on_disk() -> None:
 
     name = "TORCHINDUCTOR_CACHE_DIR"  # set by torch itself when it is imported
     if os.environ.get(name, default_cache_dir()) == default_cache_dir():
-        operators = b"".join(Path(module.__file__).read_bytes() for module in (attention, lora))
-        version = hashlib.sha256(operators).hexdigest()[:12]
+        operators = "".join(inspect.getsource(module) for module in (attention, lora))
+        version = hashlib.sha256(operators.encode()).hexdigest()[:12]
         os.environ[name] = str(cache_folder().parent / "compiled" / version)
