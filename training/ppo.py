@@ -52,11 +52,18 @@ class Models:
     reward: Reward
 
 
-class Part(NamedTuple):
+@dataclass
+class Part:
     """One forward of a minibatch."""
 
     pack: Pack
     rows: Tensor  # (M,) the rollout's rows of the pack's responses
+    hidden: Tensor | None = None  # (N, d) that predict its tokens, with the graph they came from
+
+    def read(self, base: Base) -> Tensor:
+        """(N, d) by the policy; what was read when the rollout was scored serves once, as nothing has changed since."""
+        hidden, self.hidden = self.hidden, None
+        return base.read(self.pack)[self.pack.predictors] if hidden is None else hidden
 
 
 class Minibatch(NamedTuple):
@@ -137,10 +144,13 @@ def _optimise(
         run.log(0, _evaluate(models, config, held, held_records))
     for update in range(done + 1, total + 1):
         chosen = [prompts[i] for i in batch_of_step(len(prompts), per_update, update, config.seed)]
-        rollout, minibatches = play(models, config, chosen, records, update, config.minibatches)
+        critic_only = update <= config.value_warmup
+        own = [critic.adapter] if critic and critic.adapter else []
+        base.set_trainable(*(own if critic_only else ["policy", *own]))
+        rollout, minibatches = play(models, config, chosen, records, update, config.minibatches, learn=True)
         beta = running.beta
         metrics = estimate_advantages(rollout, config, running, models.reward.mean, models.reward.std)
-        metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update)
+        metrics |= _learn(models, config, optimizer, rollout, minibatches, beta, update, critic_only)
         wishes = run.listen()
         last = update == total or wishes.stop
         due = last or wishes.save or every(update, save_every)
@@ -161,9 +171,15 @@ def _optimise(
 
 
 def play(
-    models: Models, config: PPOConfig, chosen: Sequence[Group], records: Sequence[Prompt], update: int, minibatches: int
+    models: Models,
+    config: PPOConfig,
+    chosen: Sequence[Group],
+    records: Sequence[Prompt],
+    update: int,
+    minibatches: int,
+    learn: bool = False,
 ) -> tuple[Rollout, list[Minibatch]]:
-    """Episodes of the current policy on the chosen prompts, and the forwards that learn from them.
+    """Episodes of the current policy on the chosen prompts, and the forwards that learn from them if we are to `learn`.
 
     Minibatch m is a fixed slice of the prompts; each process plays its share of each slice and hears of the others'.
     """
@@ -174,7 +190,7 @@ def play(
     found, episodes = [], list[Episode]()
     for own in slices:
         played = [(group, next(samples)) for group in own]
-        parts, mine = _read(models, config, played, records, place)
+        parts, mine = _read(models, config, played, records, place, keep=learn and not found and models.base.fast)
         everybody = [episode for of_group in processes.gather(mine) for episode in of_group]
         episodes += everybody
         found.append(Minibatch(parts, sum(len(episode.log_probs) for episode in everybody)))
@@ -209,9 +225,10 @@ def _read(
     played: Sequence[tuple[Group, list[Sample]]],
     records: Sequence[Prompt],
     place: dict[int, int],
+    keep: bool,
 ) -> tuple[list[Part], list[list[Episode]]]:
     """(forwards, the episodes of each group) of sampled answers, read now in the very layout that they are trained in
-    later: the first ratio is exactly 1."""
+    later: the first ratio is exactly 1. `keep`: the first is read as if it were learned from, because it will be."""
     base = models.base
     groups = [Group(group.prompt, [s.ids for s in samples], index=group.index) for group, samples in played]
     ended = {group.index: [s.finish_reason == "stop" for s in samples] for group, samples in played}
@@ -219,7 +236,9 @@ def _read(
     parts, episodes = [], dict[tuple[int, int], Episode]()
     for pack in packs(groups, config.tokens_per_forward, base.device):
         with base.using("policy"):
-            hidden = base.read(pack)[pack.predictors]
+            with torch.set_grad_enabled(keep and not parts):
+                graph = base.read(pack)[pack.predictors]
+            hidden = graph.detach()
             log_probs, entropies = token_log_probs(base, hidden, pack.targets, config.temperature, entropy=True)
             values = models.critic(pack, hidden) if models.critic else torch.zeros_like(log_probs)
         with base.using(models.reference):
@@ -231,7 +250,8 @@ def _read(
         for (index, k), pi, ref, v, h in zip(members, *flat, strict=True):
             episodes[index, k] = Episode(pi, ref, v, h, rewards[index][k], ended[index][k])
         rows = [place[index] * config.samples_per_prompt + k for index, k in members]
-        parts.append(Part(pack, torch.tensor(rows, device=base.device)))
+        kept = graph if keep and not parts else None
+        parts.append(Part(pack, torch.tensor(rows, device=base.device), kept))
     return parts, [[episodes[group.index, k] for k in range(len(group.responses))] for group in groups]
 
 
@@ -252,11 +272,9 @@ def _learn(
     minibatches: list[Minibatch],
     beta: float,
     update: int,
+    critic_only: bool,
 ) -> dict[str, float]:
     """Several epochs of steps on one rollout; returns the mean metrics over its steps."""
-    critic, critic_only = models.critic, update <= config.value_warmup
-    own = [critic.adapter] if critic and critic.adapter else []
-    models.base.set_trainable(*(own if critic_only else ["policy", *own]))
     step = (update - 1) * config.ppo_epochs * config.minibatches
     collected: list[dict[str, float]] = []
     for minibatch in minibatches * config.ppo_epochs:
@@ -286,7 +304,7 @@ def _loss(
         rollout.tokens(table, part.rows)
         for table in (rollout.log_probs, rollout.reference, rollout.values, rollout.advantages, rollout.returns)
     )
-    hidden = models.base.read(pack)[pack.predictors]
+    hidden = part.read(models.base)
     want_entropy = config.entropy_coefficient > 0
     log_probs, entropies = token_log_probs(models.base, hidden, pack.targets, config.temperature, want_entropy)
     log_ratio = log_probs - old_log_probs

@@ -260,6 +260,25 @@ def test_gradient_accumulation_changes_nothing(toy):
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_what_was_read_to_be_scored_is_learned_from(toy, monkeypatch, minibatches):
+    """The first forward of the first epoch is that reading, to the last bit; `fast off` reads again."""
+    reads, read = list[int](), Base.read
+    monkeypatch.setattr(Base, "read", lambda base, pack: reads.append(1) or read(base, pack))
+    found = {}
+    for name in ("once", "again"):
+        if name == "again":
+            plainly = lambda part, base: base.read(part.pack)[part.pack.predictors]  # noqa: E731
+            monkeypatch.setattr(ppo.Part, "read", plainly)
+        toy.run(name, max_steps=3, **RICH | {"minibatches": minibatches, "stop_kl": 0.0})
+        found[name] = metrics_of(toy.folder / name), weights(toy.folder / name), len(reads)
+        reads.clear()
+    assert found["once"][0] == found["again"][0]
+    assert all(torch.equal(weight, found["again"][1][name]) for name, weight in found["once"][1].items())
+    assert found["again"][2] == found["once"][2] + 3
+    monkeypatch.undo()
+
+
 def test_a_rich_run_resumes_exactly(toy):
     """Critic with an adapter, adaptive beta, running statistics, warm-up: all of it is in the checkpoint."""
     steps = {"max_steps": 6, "save_every": 2, "keep_checkpoints": 9, "eval_every": 3, "validation_fraction": 0.3}
