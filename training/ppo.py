@@ -187,7 +187,7 @@ def play(
     slices = [processes.share(chosen[start : start + size]) for start in range(0, len(chosen), size)]
     samples = iter(rollout(models.base, config, [group for own in slices for group in own], update))
     place = {group.index: number for number, group in enumerate(chosen)}
-    found, episodes = [], list[Episode]()
+    found, episodes = list[Minibatch](), list[Episode]()
     for own in slices:
         played = [(group, next(samples)) for group in own]
         parts, mine = _read(models, config, played, records, place, keep=learn and not found and models.base.fast)
@@ -233,7 +233,7 @@ def _read(
     groups = [Group(group.prompt, [s.ids for s in samples], index=group.index) for group, samples in played]
     ended = {group.index: [s.finish_reason == "stop" for s in samples] for group, samples in played}
     rewards = dict(zip((g.index for g in groups), models.reward.of(groups, records), strict=True))
-    parts, episodes = [], dict[tuple[int, int], Episode]()
+    parts, episodes = list[Part](), dict[tuple[int, int], Episode]()
     for pack in packs(groups, config.tokens_per_forward, base.device):
         with base.using("policy"):
             with torch.set_grad_enabled(keep and not parts):
