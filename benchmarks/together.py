@@ -3,27 +3,31 @@
     python -m benchmarks.together [--model M] [--seconds 30]
 
 Trainer and chat are processes of their own, as in the app: one reads packs forward and backward with compiled layers,
-the other streams answers. Each is measured alone with two threads and with one, then both at once with the threads that
-the app gives them. Prints a table and one JSON line; exits with 1 where one of them, together, gets less than half of
-what it gets from one core of its own.
+the other streams answers. Each is measured alone with two threads and with one, then both at once as the app lets them
+share the cores (`training/cores.py`). Prints a table and one JSON line; exits with 1 where one of them, together, gets
+less than half of what it gets from one core of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import training  # noqa: F401 - sets how idle threads wait, before torch is imported
 from data.records import Message
+from training import cores
 from training.config import DEFAULT_MODEL, DPOConfig
 from training.models import load_base
 from training.packs import Group, packs
 from training.processes import set_threads
-from training.rollout import stream
+from training.rollout import Token, stream
 
 QUESTION: list[Message] = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and a whale."}]
 
@@ -51,7 +55,13 @@ def train(model: str, seconds: float) -> float:
 def chat(model: str, seconds: float) -> float:
     """Tokens a second of streamed answers."""
     base = load_base(model)
-    answers = iter(token for seed in range(10**6) for token in stream(base, QUESTION, adapter=None, seed=seed))
+    lock = os.environ.get(cores.CHAT_LOCK)
+
+    def answer(seed: int) -> Iterator[Token]:
+        tokens = stream(base, QUESTION, adapter=None, seed=seed)
+        return cores.answering(tokens, Path(lock), training=True) if lock else tokens
+
+    answers = iter(token for seed in range(10**6) for token in answer(seed))
 
     def step() -> int:
         next(answers)
@@ -76,13 +86,17 @@ def rate(step: Callable[[], int], seconds: float) -> float:
     return done / (now - started)
 
 
-def measure(roles: dict[str, int], model: str, seconds: float) -> dict[str, float]:
-    """Tokens a second of each role, all at once; `roles`: name to number of threads (0: as the app leaves it)."""
+def measure(roles: dict[str, int], model: str, seconds: float, lock: str = "") -> dict[str, float]:
+    """Tokens a second of each role, all at once; `roles`: name to number of threads (0: one a core).
+
+    `lock`: the file by which the app and its runs share the cores.
+    """
+    environment = {**os.environ, cores.CHAT_LOCK: lock}
     words = [sys.executable, "-m", "benchmarks.together", "--model", model, "--seconds", str(seconds)]
     running = {
         role: subprocess.Popen(
             [*words, "--role", role, "--threads", str(threads)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
         )
         for role, threads in roles.items()
     }  # fmt: skip
@@ -114,7 +128,8 @@ def main() -> int:
         for role in ("train", "chat")
         for threads in (2, 1)
     }
-    both = measure({"train": 0, "chat": 0}, options.model, options.seconds)
+    with tempfile.NamedTemporaryFile() as lock:
+        both = measure({"train": 0, "chat": 0}, options.model, options.seconds, lock.name)
     found |= {f"{role}, together": speed for role, speed in both.items()}
     share = {role: speed / found[f"{role}, 1 thread"] for role, speed in both.items()}
     print("| what | tokens/s |\n| --- | --- |")

@@ -102,7 +102,8 @@ def flops_per_token(base: Base, groups: Sequence[Group], logits: bool) -> tuple[
 
     A matrix product takes 2 FLOPs a weight. P weights of the decoder: 2P forward, and 2P backward, because a frozen
     weight has no gradient. Attention, per layer and pair of tokens that see each other: 4d forward, 8d backward.
-    With `logits` the output layer, 2dV each way, where a response's token is predicted. LoRA's own is left out.
+    With `logits` the output layer, 2dV each way, where a response's token is predicted. LoRA's own is left out. Every
+    layer counts in every reading, so with `lora_layers`, where lower layers read once, the share comes out too large.
     """
     decoder, config = base.model.get_decoder(), base.model.config
     weights = sum(p.numel() for key, p in decoder.named_parameters() if ".lora_" not in key)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.records import InputError, Message
-from labeler import checkpoints
+from labeler import checkpoints, jobs
 from labeler.checkpoints import Checkpoint
 from labeler.workspace import Workspace
 
@@ -123,7 +123,7 @@ class Chat:
         An answer is kept as short as the model's context asks for. Raises InputError (before anything is sampled)
         where the conversation leaves no room for one.
         """
-        from training import chat_template, rollout
+        from training import chat_template, cores, rollout
 
         base, adapter = self.base(), self.adapter(checkpoint_id)
         room = base.context_length - len(chat_template.encode_prompt(base, messages))
@@ -132,7 +132,7 @@ class Chat:
                 f"This conversation has reached the {base.context_length} tokens that the model can read. "
                 "Start a new conversation, or shorten your message."
             )
-        return rollout.stream(
+        tokens = rollout.stream(
             base,
             messages,
             adapter=adapter,
@@ -141,6 +141,8 @@ class Chat:
             top_p=sampling.top_p,
             seed=sampling.seed,
         )
+        training = bool(jobs.list_jobs(self.workspace.store, ["running"]))
+        return cores.answering(tokens, self.workspace.chat_lock, training)
 
 
 def _result(future: Future[Base]) -> Base:

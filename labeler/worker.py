@@ -114,10 +114,12 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(jobs.PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
+            "PREFERENCE_LOOP_CHAT_LOCK": str(self.workspace.chat_lock),
         }
         (folder / CONTROL).unlink(missing_ok=True)  # what was asked of the run before
         self._asked.pop(job.id, None)
         try:
+            self.workspace.chat_lock.touch()
             with open(folder / "log.txt", "ab") as output:
                 output.write(f"$ {jobs.command_line(self.workspace, job)}\n".encode())
                 output.flush()

@@ -34,6 +34,11 @@ class Workspace:
         return self.folder / "runs"
 
     @property
+    def chat_lock(self) -> Path:
+        """Held while an answer is written, so that a run leaves it half of the cores."""
+        return self.folder / "chat.lock"
+
+    @property
     def snapshots_folder(self) -> Path:
         """Exports made from the Data tab."""
         return self.folder / "snapshots"

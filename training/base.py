@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.records import InputError
+from training import cores
 from training.adapters import ActiveAdapter, recompute_in_backward, take_over
 from training.chat_template import AnswerForm, answer_form, control_tokens
 from training.compiled import compile_layers
@@ -120,6 +121,7 @@ class Base:
 
     def read(self, pack: Pack) -> torch.Tensor:
         """Last hidden states (T, d) of a pack, after the final norm."""
+        cores.heed()
         mask = pack.layout.handle() if self.attends_packed else pack.attention_mask
         with reading(self.model.get_decoder(), pack, self._layers_below() if self.fast else 0):
             return self.hidden(pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)[0]
@@ -132,6 +134,7 @@ class Base:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss of hidden states."""
+        cores.heed()
         if self.before_backward:
             self.before_backward()
         loss.backward()

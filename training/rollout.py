@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from data.records import InputError, Message
+from training import cores
 from training.base import Base
 from training.chat_template import decode, encode_prompt
 from training.decoding import start_decoding
@@ -127,6 +128,7 @@ def sample(
         decoding = start_decoding(base, prompts, repeats, longest)
         rows = torch.arange(count * repeats, device=device)  # which sample each row of the batch is
         for step in range(longest):
+            cores.heed()
             tokens = choose(decoding.logits, uniform[rows, step], heat[rows], top_p)
             running = []
             for row, (index, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):

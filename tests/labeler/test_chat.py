@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,24 @@ def test_an_answer_grows_token_by_token_and_ends_with_a_reason(talking: Chat) ->
     assert [token.num_tokens for token in tokens] == list(range(1, len(tokens) + 1))
     assert [token.finish_reason for token in tokens[:-1]] == [None] * (len(tokens) - 1)
     assert tokens[-1].finish_reason in ("stop", "length")
+
+
+def test_a_run_can_see_that_somebody_answers(talking: Chat, workspace: Workspace) -> None:
+    stream = talking.stream(workspace.base_checkpoint_id, QUESTION, SHORT)
+    held = []
+    with open(workspace.chat_lock, "ab") as file:
+        for step in range(3):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_UN)
+                held.append(False)
+            except BlockingIOError:
+                held.append(True)
+            if step == 0:
+                next(stream)
+            else:
+                stream.close()  # type: ignore[attr-defined]
+    assert held == [False, True, False]
 
 
 def test_each_checkpoint_answers_with_its_own_adapter(talking: Chat, workspace: Workspace) -> None:
