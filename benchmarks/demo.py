@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 9, **LORA,
     },
 }  # fmt: skip
-SAMPLING: dict[str, Any] = {"num_completions": 4, "max_new_tokens": LENGTH, "temperature": 0.7}
+SAMPLING: dict[str, Any] = {"num_completions": 10, "max_new_tokens": LENGTH, "temperature": 0.7}
 
 
 def main() -> int:
