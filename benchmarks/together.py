@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import training  # noqa: F401 - sets how idle threads wait, before torch is imported
+import training
 from data.records import Message
 from training import cores
 from training.config import DEFAULT_MODEL, DPOConfig
@@ -55,7 +55,7 @@ def train(model: str, seconds: float) -> float:
 def chat(model: str, seconds: float) -> float:
     """Tokens a second of streamed answers."""
     base = load_base(model)
-    lock = os.environ.get(cores.CHAT_LOCK)
+    lock = os.environ.get(training.CHAT_LOCK)
 
     def answer(seed: int) -> Iterator[Token]:
         tokens = stream(base, QUESTION, adapter=None, seed=seed)
@@ -91,7 +91,7 @@ def measure(roles: dict[str, int], model: str, seconds: float, lock: str = "") -
 
     `lock`: the file by which the app and its runs share the cores.
     """
-    environment = {**os.environ, cores.CHAT_LOCK: lock}
+    environment = {**os.environ, training.CHAT_LOCK: lock}
     words = [sys.executable, "-m", "benchmarks.together", "--model", model, "--seconds", str(seconds)]
     running = {
         role: subprocess.Popen(

@@ -23,7 +23,7 @@ import psutil
 from labeler import checkpoints, jobs
 from labeler.jobs import Job
 from labeler.workspace import Workspace
-from training import run_folder
+from training import CHAT_LOCK, run_folder
 from training.files import write_json
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(jobs.PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
-            "PREFERENCE_LOOP_CHAT_LOCK": str(self.workspace.chat_lock),
+            CHAT_LOCK: str(self.workspace.chat_lock),
         }
         (folder / CONTROL).unlink(missing_ok=True)  # what was asked of the run before
         self._asked.pop(job.id, None)

@@ -8,3 +8,6 @@ import os
 # imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+CHAT_LOCK = "PREFERENCE_LOOP_CHAT_LOCK"
+"""The environment variable that names the file which is locked while an answer is written (`training.cores`)."""

@@ -15,9 +15,9 @@ from typing import IO, TypeVar
 
 import torch
 
+from training import CHAT_LOCK
+
 T = TypeVar("T")
-CHAT_LOCK = "PREFERENCE_LOOP_CHAT_LOCK"
-"""The environment variable that names the file."""
 
 
 class _Watch:
@@ -30,6 +30,11 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def available() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def heed() -> None:
@@ -59,13 +64,11 @@ def _held(file: IO[bytes]) -> bool:
 
 def answering(tokens: Iterator[T], lock: Path, training: bool) -> Iterator[T]:
     """Hold `lock` while `tokens` are taken; `training`: with half of the threads, because a run uses the others."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, available() // 2) if training else available()
     with open(lock, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         while True:
-            torch.set_num_threads(
-                max(1, cores // 2) if training else cores
-            )  # of this thread; the next may be another's
+            torch.set_num_threads(threads)  # of this thread: the next token may be asked for in another
             try:
                 token = next(tokens)
             except StopIteration:

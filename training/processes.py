@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 from data.records import InputError
+from training import cores
 
 T = TypeVar("T")
 
@@ -70,8 +71,7 @@ def count() -> int:
 
 def set_threads(number: int) -> None:
     """Use this many processor threads (0: one a core, shared with the other processes on this machine)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(number or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(number or max(1, cores.available() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def is_main() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import cores
+from training import CHAT_LOCK, cores
 from training.config import DPOConfig
 from training.models import load_base
 from training.packs import Group, pack
@@ -22,7 +22,7 @@ from training.packs import Group, pack
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "chat.lock"
     path.touch()
-    monkeypatch.setenv(cores.CHAT_LOCK, str(path))
+    monkeypatch.setenv(CHAT_LOCK, str(path))
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield path
@@ -82,6 +82,6 @@ def test_a_killed_app_gives_the_cores_back(lock: Path) -> None:
 def test_without_a_lock_nothing_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     for path in ("", str(tmp_path / "nowhere")):
-        monkeypatch.setenv(cores.CHAT_LOCK, path)
+        monkeypatch.setenv(CHAT_LOCK, path)
         cores.heed()
         assert torch.get_num_threads() == before
