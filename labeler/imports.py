@@ -13,6 +13,7 @@ from sqlite_utils import Database
 from data.formats import parse_completion, parse_prompt, parse_prompt_row, parse_ranking, read_rows
 from data.records import InputError, Message
 from labeler import tasks
+from labeler.projects import FIRST
 from labeler.prompts import add_completion, add_prompt
 from labeler.rankings import record_ranking
 from labeler.store import Store, one, rows
@@ -34,8 +35,8 @@ class Imported:
         return f"{self.rows:,} rows read; added {', '.join(added) if added else 'nothing (all of it was here already)'}"
 
 
-def import_file(store: Store, path: Path, user: User, source: str = "import") -> Imported:
-    """Import every row of the file, or none of them.
+def import_file(store: Store, path: Path, user: User, source: str = "import", project_id: int = FIRST) -> Imported:
+    """Import every row of the file, or none of them. Tasks go to that project.
 
     A row holds a prompt alone, a prompt and completions to rank, a preference (`chosen` and `rejected`, or
     `completions` and `ranks`; optional `annotator`, `weight`, `margin`, `comment`), or a demonstration (`completion`).
@@ -45,7 +46,7 @@ def import_file(store: Store, path: Path, user: User, source: str = "import") ->
     with store.write() as db:
         for place, row in read_rows(path):
             try:
-                import_row(db, row, user, source, result)
+                import_row(db, row, user, source, result, project_id)
             except InputError as error:
                 raise InputError(f"{place}: {error}") from None
         if not result.rows:
@@ -53,7 +54,9 @@ def import_file(store: Store, path: Path, user: User, source: str = "import") ->
     return result
 
 
-def import_row(db: Database, row: dict[str, Any], user: User, source: str, result: Imported) -> None:
+def import_row(
+    db: Database, row: dict[str, Any], user: User, source: str, result: Imported, project_id: int = FIRST
+) -> None:
     """Import one row and count in `result` what it added."""
     result.rows += 1
     category, external_id = _text(row, "category"), _text(row, "id") or None
@@ -61,7 +64,7 @@ def import_row(db: Database, row: dict[str, Any], user: User, source: str, resul
     if row.get("ranks") is not None or ("chosen" in row and "rejected" in row):
         ranking = parse_ranking(row)
         prompt_id = add_prompt(db, ranking.prompt.messages, category, source, external_id)
-        task_id = _task(db, prompt_id, ranking.completions, row, source, result)
+        task_id = _task(db, prompt_id, ranking.completions, row, source, result, project_id)
         annotator = ensure_user(db, _text(row, "annotator")) if _text(row, "annotator") else user
         more = {"weight": ranking.weight, "margin": ranking.margin}
         key = [prompt_id, ranking.completions, ranking.ranks, annotator.name, more]
@@ -85,7 +88,7 @@ def import_row(db: Database, row: dict[str, Any], user: User, source: str, resul
             if not text.strip():
                 raise InputError(f"completion {number} is empty")
         prompt_id = add_prompt(db, parse_prompt(row.get("prompt")).messages, category, source, external_id)
-        _task(db, prompt_id, texts, row, source, result)
+        _task(db, prompt_id, texts, row, source, result, project_id)
     else:
         result.demonstrations += _prompt_or_demonstration(db, row, category, source, external_id)
     result.prompts += _count(db, "prompts") - before
@@ -113,10 +116,18 @@ def _prompt_or_demonstration(
 
 
 def _task(
-    db: Database, prompt_id: int, texts: tuple[str, ...], row: dict[str, Any], source: str, result: Imported
+    db: Database,
+    prompt_id: int,
+    texts: tuple[str, ...],
+    row: dict[str, Any],
+    source: str,
+    result: Imported,
+    project_id: int,
 ) -> int:
     """The task with these completions in this order: the one that is there, or a new one."""
-    for task in rows(db, "SELECT id FROM tasks WHERE prompt_id = ? ORDER BY id", [prompt_id]):
+    for task in rows(
+        db, "SELECT id FROM tasks WHERE prompt_id = ? AND project_id = ? ORDER BY id", [prompt_id, project_id]
+    ):
         sql = (
             "SELECT c.text FROM task_completions AS tc JOIN completions AS c ON c.id = tc.completion_id"
             " WHERE tc.task_id = ? ORDER BY tc.position"
@@ -138,7 +149,7 @@ def _task(
         checkpoint_id = base["id"] if base else None
         ids.append(add_completion(db, prompt_id, text, checkpoint_id, sampling, tokens, finish_reason, source))
     result.tasks += 1
-    return tasks.create_task(db, prompt_id, ids, source=source)
+    return tasks.create_task(db, prompt_id, ids, project_id=project_id, source=source)
 
 
 def _make_room(db: Database, task_id: int, annotator: User) -> None:

@@ -202,3 +202,82 @@ def m002_jobs(db: Database) -> None:
             "CREATE INDEX jobs_state ON jobs (state, queued_at)",
         ],
     )
+
+
+@steps()
+def m003_projects(db: Database) -> None:
+    """What is asked of whom: projects, their guidelines and members, known answers, repeats.
+
+    A task without a project was done when it was made (a comparison, a chat); nobody is given it.
+    """
+    _run(
+        db,
+        [
+            """CREATE TABLE projects (
+                id INTEGER PRIMARY KEY,
+                name TEXT NOT NULL COLLATE NOCASE UNIQUE CHECK (length(trim(name)) > 0),
+                question TEXT NOT NULL DEFAULT 'ranking' CHECK (question IN ('ranking', 'pairwise', 'ratings')),
+                overlap INTEGER NOT NULL DEFAULT 1 CHECK (overlap >= 1), -- annotators a task, for new tasks
+                task_order TEXT NOT NULL DEFAULT 'queue' CHECK (task_order IN ('queue', 'random', 'active')),
+                gold_rate REAL NOT NULL DEFAULT 0 CHECK (gold_rate BETWEEN 0 AND 1), -- share with known answers
+                repeat_rate REAL NOT NULL DEFAULT 0 CHECK (repeat_rate BETWEEN 0 AND 1), -- share shown a second time
+                qualification INTEGER NOT NULL DEFAULT 0 CHECK (qualification >= 0), -- known answers first
+                pass_mark REAL NOT NULL DEFAULT 0.7 CHECK (pass_mark BETWEEN 0 AND 1), -- agreement that qualifies
+                tags TEXT NOT NULL CHECK (json_valid(tags)), -- what may be said of a completion
+                for_everybody INTEGER NOT NULL DEFAULT 1 CHECK (for_everybody IN (0, 1)), -- 0: members only
+                created_by INTEGER REFERENCES users (id),
+                created_at REAL NOT NULL DEFAULT {now},
+                archived_at REAL
+            ) STRICT""",
+            """CREATE TABLE guidelines (
+                project_id INTEGER NOT NULL REFERENCES projects (id),
+                version INTEGER NOT NULL,
+                text TEXT NOT NULL,
+                created_by INTEGER REFERENCES users (id),
+                created_at REAL NOT NULL DEFAULT {now},
+                PRIMARY KEY (project_id, version)
+            ) STRICT, WITHOUT ROWID""",
+            """CREATE TABLE members (
+                project_id INTEGER NOT NULL REFERENCES projects (id),
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                PRIMARY KEY (project_id, user_id)
+            ) STRICT, WITHOUT ROWID""",
+            'INSERT INTO projects (id, name, tags) VALUES (1, \'First project\', \'["helpful", "truthful", '
+            '"harmless", "fails the instruction", "repetitive"]\')',
+            "ALTER TABLE tasks ADD COLUMN project_id INTEGER REFERENCES projects (id)",
+            "UPDATE tasks SET project_id = 1 WHERE source NOT IN ('compare', 'chat')",
+            # ranks of the known answer, aligned with task_completions.position; such a task is not learned from
+            "ALTER TABLE tasks ADD COLUMN gold_ranks TEXT CHECK (gold_ranks IS NULL OR json_valid(gold_ranks))",
+            "ALTER TABLE tasks ADD COLUMN priority REAL NOT NULL DEFAULT 0",  # active order: the highest comes first
+            "ALTER TABLE tasks ADD COLUMN provenance TEXT CHECK (provenance IS NULL OR json_valid(provenance))",
+            "DROP INDEX tasks_open",
+            "CREATE INDEX tasks_open ON tasks (project_id, id) WHERE submissions < overlap AND gold_ranks IS NULL",
+            "CREATE INDEX tasks_active ON tasks (project_id, priority DESC, id)"
+            " WHERE submissions < overlap AND gold_ranks IS NULL",
+            "CREATE INDEX tasks_gold ON tasks (project_id, id) WHERE gold_ranks IS NOT NULL",
+            # a repeat asks the same person the same task again, an adjudication settles what annotators disagree on;
+            # neither counts toward the overlap
+            "ALTER TABLE assignments ADD COLUMN purpose TEXT NOT NULL DEFAULT 'label'"
+            " CHECK (purpose IN ('label', 'repeat', 'adjudicate'))",
+            "DROP INDEX assignments_task_user",
+            "CREATE UNIQUE INDEX assignments_task_user ON assignments (task_id, user_id, purpose)",
+            "CREATE INDEX assignments_open ON assignments (task_id, leased_until) WHERE state = 'open'",
+            # what is in force of everything that was said; snapshots.py says what of it is learned from
+            "DROP VIEW latest_rankings",
+            """CREATE VIEW latest_rankings AS
+                SELECT e.id AS event_id, e.uuid, e.assignment_id, a.task_id, t.prompt_id, t.project_id, e.user_id,
+                    e.source, a.purpose, t.gold_ranks,
+                    json_extract(e.payload, '$.completion_ids') AS completion_ids,
+                    json_extract(e.payload, '$.ranks') AS ranks,
+                    json_extract(e.payload, '$.all_bad') AS all_bad,
+                    json_extract(e.payload, '$.comment') AS comment,
+                    e.payload, e.client_time, e.created_at
+                FROM events AS e
+                JOIN assignments AS a ON a.id = e.assignment_id
+                JOIN tasks AS t ON t.id = a.task_id
+                WHERE e.kind IN ('submit', 'adjudicate') AND NOT EXISTS (
+                    SELECT 1 FROM events AS later
+                    WHERE later.assignment_id = e.assignment_id
+                        AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate') AND later.id > e.id)""",
+        ],
+    )

@@ -22,15 +22,20 @@ from labeler.users import User
 
 Rank = int | None
 MAX_RANK = 9
+MAX_RATING = 5
 MAX_COMMENT = 10_000
+MAX_REWRITE = 50_000
 
 
 @dataclass(frozen=True)
 class Event:
     """One thing an annotator did. `ranks` stand in the order in which the completions were shown.
 
-    kind: submit, skip, flag or retract. `seconds` is the time spent on the task; `client_time` the browser's clock in
-    unix seconds. `more` is kept in the payload as it is (weight, margin, a rewrite, a reason).
+    kind: submit, skip, flag, retract or adjudicate. `tags` and `ratings` (1 to 5, higher is better) are said of each
+    completion, in the order of `ranks`; with ratings alone the ranks follow from them. `rewrite` is a better answer,
+    `strength` (1 to 4) by how much the better of two is better, `reason` why it was skipped or flagged. `seconds` is
+    the time spent on the task; `client_time` the browser's clock in unix seconds. `more` is kept in the payload as it
+    is (weight, margin).
     """
 
     uuid: str
@@ -39,6 +44,11 @@ class Event:
     ranks: Sequence[Rank] = ()
     all_bad: bool = False
     comment: str = ""
+    tags: Sequence[Sequence[str]] = ()
+    ratings: Sequence[int | None] = ()
+    rewrite: str = ""
+    strength: int | None = None
+    reason: str = ""
     seconds: float | None = None
     client_time: float | None = None
     source: str = "task"
@@ -71,20 +81,18 @@ def _record(db: Database, user: User, event: Event) -> bool:
         raise InputError("this task is not yours; reload the page")
     display_order: list[int] = json.loads(assignment["display_order"])
     payload: dict[str, Any] = dict(event.more)
-    if event.kind == "submit":
-        ranks = check_ranks(event.ranks, len(display_order), event.all_bad)
-        shown_at = {completion: ranks[i] for i, completion in enumerate(display_order)}
+    if event.kind in ("submit", "adjudicate"):
+        said = check_opinion(event, len(display_order))
+        place = {completion: i for i, completion in enumerate(display_order)}
         completion_ids = tasks.completion_ids(db, assignment["task_id"])
-        payload |= {
-            "completion_ids": completion_ids,
-            "ranks": [shown_at[completion] for completion in completion_ids],
-            "all_bad": bool(event.all_bad),
-            "display_order": display_order,
-        }
-    comment = event.comment.strip()
-    if len(comment) > MAX_COMMENT:
+        for name in ("ranks", "tags", "ratings"):
+            if name in said:
+                said[name] = [said[name][place[completion]] for completion in completion_ids]
+        payload |= {"completion_ids": completion_ids, "display_order": display_order, **said}
+    comment, reason = event.comment.strip(), event.reason.strip()
+    if max(len(comment), len(reason)) > MAX_COMMENT:
         raise InputError(f"the comment is too long; keep it under {MAX_COMMENT:,} characters")
-    payload |= {"comment": comment, "seconds": event.seconds}
+    payload |= {"comment": comment, "seconds": event.seconds} | ({"reason": reason} if reason else {})
     _apply(db, assignment, event.kind)
     db.execute(
         "INSERT INTO events (uuid, assignment_id, user_id, kind, source, payload, client_time, created_at)"
@@ -128,6 +136,58 @@ def _apply(db: Database, assignment: Row, kind: str) -> None:
     else:
         raise InputError(f"unknown kind of event {kind!r}")
     tasks.recount(db, assignment["task_id"])
+
+
+def check_opinion(event: Event, count: int) -> dict[str, Any]:
+    """What is stored of a submit, in the order of `event.ranks`. Raises InputError where it cannot be meant."""
+    ratings = check_ratings(event.ratings, count)
+    ranks = event.ranks
+    if any(rating is not None for rating in ratings) and not any(rank is not None for rank in ranks):
+        ranks = [None if rating is None else MAX_RATING + 1 - rating for rating in ratings]
+    found = check_ranks(ranks, count, event.all_bad)
+    said: dict[str, Any] = {"ranks": found, "all_bad": bool(event.all_bad)}
+    if any(rating is not None for rating in ratings):
+        said["ratings"] = ratings
+    tags = check_tags(event.tags, count)
+    if any(tags):
+        said["tags"] = tags
+    if event.rewrite.strip():
+        if len(event.rewrite) > MAX_REWRITE:
+            raise InputError(f"the rewritten answer is too long; keep it under {MAX_REWRITE:,} characters")
+        said["rewrite"] = event.rewrite.strip()
+    if event.strength is not None:
+        if count != 2 or None in found or found[0] == found[1]:
+            raise InputError("a strength of preference is for two completions of which one is better")
+        if isinstance(event.strength, bool) or event.strength not in (1, 2, 3, 4):
+            raise InputError(f"strength {event.strength!r} is not a whole number from 1 to 4")
+        said["strength"] = event.strength
+    return said
+
+
+def check_ratings(ratings: Sequence[Any], count: int) -> list[int | None]:
+    """One rating each, whole numbers from 1 to 5 or None."""
+    if not ratings:
+        return [None] * count
+    for rating in ratings:
+        if rating is not None and (isinstance(rating, bool) or rating not in range(1, MAX_RATING + 1)):
+            raise InputError(f"rating {rating!r} is not a whole number from 1 to {MAX_RATING}")
+    if len(ratings) != count:
+        raise InputError(f"{count} completions but {len(ratings)} ratings; reload the page")
+    return list(ratings)
+
+
+def check_tags(tags: Sequence[Any], count: int) -> list[list[str]]:
+    """A list of tags each. Any words are taken: which are offered is the project's to say, and may change."""
+    if not tags:
+        return [[] for _ in range(count)]
+    if len(tags) != count:
+        raise InputError(f"{count} completions but tags for {len(tags)}; reload the page")
+    for words in tags:
+        if isinstance(words, str) or not all(isinstance(word, str) and len(word) <= 60 for word in words):
+            raise InputError("tags are lists of words of at most 60 characters")
+        if len(words) > 30:
+            raise InputError("at most 30 tags for a completion")
+    return [list(dict.fromkeys(words)) for words in tags]
 
 
 def check_ranks(ranks: Sequence[Any], count: int, all_bad: bool) -> list[Rank]:
@@ -254,7 +314,9 @@ def record_ranking(
     if one(db, "SELECT 1 FROM events WHERE uuid = ?", [event_id]):
         return False
     found = one(
-        db, "SELECT id, state, display_order FROM assignments WHERE task_id = ? AND user_id = ?", [task_id, user.id]
+        db,
+        "SELECT id, state, display_order FROM assignments WHERE task_id = ? AND user_id = ? AND purpose = 'label'",
+        [task_id, user.id],
     )
     if found is None or found["state"] != "submitted":
         assignment_id = tasks.open_assignment(db, task_id, user, time.time(), shuffle)
@@ -312,7 +374,7 @@ def record_comparison(
                     source,
                 )
             )
-        task_id = tasks.create_task(db, prompt_id, ids, source=source)
+        task_id = tasks.create_task(db, prompt_id, ids, project_id=None, source=source)
         record_ranking(
             db, user, task_id, ranks, all_bad=all_bad, comment=comment, source=source, event_id=event_id, shuffle=False
         )

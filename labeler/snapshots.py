@@ -132,20 +132,25 @@ def _in(column: str, values: Any, params: list[Any], negate: bool = False) -> st
     return f"{column} {'NOT ' if negate else ''}IN (SELECT value FROM json_each(?))"
 
 
+_LEARNED = "r.gold_ranks IS NULL AND r.purpose != 'repeat'"
+"""Known answers test people, and a repeat tests one again: neither is a new opinion."""
+
+
 def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """The rankings in force at the high-water mark that pass the filters, with their completions in task order."""
     high_water = filters.get("event_high_water")
     params: list[Any] = []
     if high_water is None:
-        source, where = "latest_rankings AS r", ["1"]
+        source, where = "latest_rankings AS r", [_LEARNED]
     else:  # the view knows only the present
-        source = """(SELECT e.id AS event_id, e.uuid, e.user_id, e.source, e.payload, e.created_at, t.prompt_id
+        source = """(SELECT e.id AS event_id, e.uuid, e.user_id, e.source, e.payload, e.created_at, t.prompt_id,
+                e.assignment_id, a.task_id, a.purpose, t.gold_ranks, t.project_id
             FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
-            WHERE e.kind = 'submit' AND e.id <= ? AND NOT EXISTS (SELECT 1 FROM events AS later
+            WHERE e.kind IN ('submit', 'adjudicate') AND e.id <= ? AND NOT EXISTS (SELECT 1 FROM events AS later
                 WHERE later.assignment_id = e.assignment_id AND later.id > e.id AND later.id <= ?
                     AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate'))) AS r"""
         params += [high_water, high_water]
-        where = ["1"]
+        where = [_LEARNED]
     if "annotators" in filters:
         where.append(_in("lower(u.name)", [name.lower() for name in filters["annotators"]], params))
     if "exclude_annotators" in filters:

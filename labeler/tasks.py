@@ -18,12 +18,11 @@ from typing import Any
 from sqlite_utils import Database
 
 from data.records import InputError, Message
+from labeler.projects import FIRST, check_member, get_project
 from labeler.store import Store, one, rows, scalar
 from labeler.users import User
 
 LEASE_SECONDS = 30 * 60.0
-# Compare and chat make tasks that are done when they are made; the Rank tab counts only those that wait for somebody.
-QUEUED = "source NOT IN ('compare', 'chat')"
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,41 @@ class Assignment:
 
 
 def create_task(
-    db: Database, prompt_id: int, completion_ids: Sequence[int], overlap: int = 1, source: str = "seed"
+    db: Database,
+    prompt_id: int,
+    completion_ids: Sequence[int],
+    *,
+    project_id: int | None,
+    overlap: int | None = None,
+    source: str = "seed",
+    gold_ranks: Sequence[int | None] | None = None,
+    priority: float = 0.0,
+    provenance: dict[str, Any] | None = None,
 ) -> int:
-    """Queue a ranking of these completions by `overlap` different people; returns the task's id."""
+    """Queue these completions for `overlap` different people (None: as many as the project asks for); the task's id.
+
+    Without a project nobody is given the task. `gold_ranks` are a known answer: the task tests annotators.
+    `priority` and `provenance` say how soon it comes in a project with active order, and why.
+    """
     if not 2 <= len(completion_ids) <= 9:
         raise InputError(f"a task needs 2 to 9 completions, not {len(completion_ids)}")
     if len(set(completion_ids)) != len(completion_ids):
         raise InputError("a task cannot hold the same completion twice")
-    cursor = db.execute("INSERT INTO tasks (prompt_id, overlap, source) VALUES (?, ?, ?)", [prompt_id, overlap, source])
+    if overlap is None:
+        overlap = 1 if project_id is None else get_project(db, project_id).overlap
+    cursor = db.execute(
+        "INSERT INTO tasks (prompt_id, overlap, source, project_id, gold_ranks, priority, provenance)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            prompt_id,
+            overlap,
+            source,
+            project_id,
+            None if gold_ranks is None else json.dumps(list(gold_ranks)),
+            priority,
+            None if provenance is None else json.dumps(provenance, ensure_ascii=False),
+        ],
+    )
     task_id = int(cursor.lastrowid or 0)
     for position, completion_id in enumerate(completion_ids):
         db.execute(
@@ -66,14 +92,19 @@ def create_task(
     return task_id
 
 
-def next_assignment(store: Store, user: User) -> Assignment | None:
-    """What this person should rank now: what they have open, else the first task with room; None when all is done."""
+def next_assignment(store: Store, user: User, project_id: int = FIRST) -> Assignment | None:
+    """What this person should rank now: what they have open, else the first task with room; None when all is done.
+
+    Raises InputError where they may not work in the project.
+    """
     with store.write() as db:
+        check_member(db, user, project_id)
         now = time.time()
         for row in rows(
             db,
-            "SELECT id, task_id FROM assignments WHERE user_id = ? AND state = 'open' ORDER BY opened_at DESC",
-            [user.id],
+            """SELECT a.id, a.task_id FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
+               WHERE a.user_id = ? AND a.state = 'open' AND t.project_id = ? ORDER BY a.opened_at DESC""",
+            [user.id, project_id],
         ):
             if room(db, row["task_id"], now, besides=row["id"]):
                 db.execute("UPDATE assignments SET leased_until = ? WHERE id = ?", [now + LEASE_SECONDS, row["id"]])
@@ -82,14 +113,14 @@ def next_assignment(store: Store, user: User) -> Assignment | None:
             db.execute("UPDATE assignments SET state = 'released' WHERE id = ?", [row["id"]])
         task_id = scalar(
             db,
-            f"""SELECT t.id FROM tasks AS t
-                WHERE t.submissions < t.overlap AND t.{QUEUED}
+            """SELECT t.id FROM tasks AS t
+                WHERE t.submissions < t.overlap AND t.gold_ranks IS NULL AND t.project_id = :project
                     AND NOT EXISTS (SELECT 1 FROM assignments AS mine WHERE mine.task_id = t.id
                         AND mine.user_id = :user AND mine.state IN ('submitted', 'skipped'))
                     AND t.overlap > t.submissions + (SELECT count(*) FROM assignments AS a
                         WHERE a.task_id = t.id AND a.user_id != :user AND a.state = 'open' AND a.leased_until > :now)
                 ORDER BY t.id LIMIT 1""",
-            {"user": user.id, "now": now},
+            {"user": user.id, "now": now, "project": project_id},
         )
         if task_id is None:
             return None
@@ -101,7 +132,8 @@ def open_assignment(db: Database, task_id: int, user: User, now: float, shuffle:
 
     Without `shuffle` the completions were shown in the task's own order.
     """
-    found = one(db, "SELECT id FROM assignments WHERE task_id = ? AND user_id = ?", [task_id, user.id])
+    sql = "SELECT id FROM assignments WHERE task_id = ? AND user_id = ? AND purpose = 'label'"
+    found = one(db, sql, [task_id, user.id])
     if found is not None:
         open_assignment_again(db, found["id"], now)
         return int(found["id"])
@@ -133,7 +165,7 @@ def recount(db: Database, task_id: int) -> None:
     """Bring `tasks.submissions` in line with the assignments."""
     db.execute(
         "UPDATE tasks SET submissions = (SELECT count(*) FROM assignments"
-        " WHERE task_id = tasks.id AND state = 'submitted') WHERE id = ?",
+        " WHERE task_id = tasks.id AND state = 'submitted' AND purpose = 'label') WHERE id = ?",
         [task_id],
     )
 
@@ -143,6 +175,7 @@ def room(db: Database, task_id: int, now: float, besides: int) -> bool:
     row = one(
         db,
         """SELECT t.overlap > (SELECT count(*) FROM assignments AS a WHERE a.task_id = t.id AND a.id != :besides
+               AND a.purpose = 'label'
                AND (a.state = 'submitted' OR (a.state = 'open' AND a.leased_until > :now))) AS room
            FROM tasks AS t WHERE t.id = :task""",
         {"task": task_id, "now": now, "besides": besides},
@@ -188,28 +221,30 @@ def completion_ids(db: Database, task_id: int) -> list[int]:
     return [row["completion_id"] for row in rows(db, sql, [task_id])]
 
 
-def progress(store: Store, user: User) -> dict[str, int]:
+def progress(store: Store, user: User, project_id: int = FIRST) -> dict[str, int]:
     """Where this person stands: done, total (done + still open to them), remaining, today, skipped."""
     db = store.db
-    mine = f"FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id WHERE a.user_id = :user AND t.{QUEUED}"
-    done = scalar(db, f"SELECT count(*) {mine} AND a.state = 'submitted'", {"user": user.id})
-    skipped = scalar(
-        db, f"SELECT count(*) {mine} AND a.state = 'skipped' AND t.submissions < t.overlap", {"user": user.id}
+    mine = (
+        "FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id WHERE a.user_id = :user AND t.project_id = :project"
     )
+    who = {"user": user.id, "project": project_id}
+    done = scalar(db, f"SELECT count(*) {mine} AND a.state = 'submitted'", who)
+    skipped = scalar(db, f"SELECT count(*) {mine} AND a.state = 'skipped' AND t.submissions < t.overlap", who)
     midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
     today = scalar(
         db,
-        f"""SELECT count(DISTINCT e.assignment_id) FROM events AS e
+        """SELECT count(DISTINCT e.assignment_id) FROM events AS e
             JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
             WHERE e.user_id = :user AND e.kind = 'submit' AND e.created_at >= :midnight
-                AND a.state = 'submitted' AND t.{QUEUED}""",
-        {"user": user.id, "midnight": midnight},
+                AND a.state = 'submitted' AND t.project_id = :project""",
+        who | {"midnight": midnight},
     )
     remaining = scalar(
         db,
-        f"""SELECT count(*) FROM tasks AS t WHERE t.submissions < t.overlap AND t.{QUEUED}
+        """SELECT count(*) FROM tasks AS t WHERE t.submissions < t.overlap AND t.gold_ranks IS NULL
+            AND t.project_id = :project
             AND NOT EXISTS (SELECT 1 FROM assignments AS mine WHERE mine.task_id = t.id AND mine.user_id = :user
                 AND mine.state IN ('submitted', 'skipped'))""",
-        {"user": user.id},
+        who,
     )
     return {"done": done, "total": done + remaining, "remaining": remaining, "today": today, "skipped": skipped}

@@ -153,7 +153,7 @@ def test_an_assignment_is_its_owners(tmp_path: Path) -> None:
 def test_a_task_needs_two_to_nine_different_completions(tmp_path: Path, ids: list[int]) -> None:
     workspace = make_workspace(tmp_path, 3)
     with pytest.raises(InputError), workspace.store.write() as db:
-        tasks.create_task(db, 1, ids)
+        tasks.create_task(db, 1, ids, project_id=1)
 
 
 def test_the_display_order_holds_the_tasks_completions(tmp_path: Path) -> None:
