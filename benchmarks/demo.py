@@ -301,7 +301,7 @@ def write_report(
 
     curves = {
         "reward": ("eval/accuracy", "Reward model: held-out accuracy"),
-        "dpo": ("rewards/margins", "DPO: margin between chosen and rejected (nats × β)"),
+        "dpo": ("rewards/margins", "DPO: reward margin (β × nats)"),
         "ppo": ("objective/score", "PPO: reward model's score of the rollouts"),
     }
     figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")

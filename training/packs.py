@@ -94,18 +94,10 @@ class Pack:
 
     def blocks(self) -> Iterator[Block]:
         """Which tokens look where: large squares are cut, those of like size filled up to one block where it pays."""
-        together: list[Square] = []
         pieces = [piece for square in self._squares() for piece in _cut(square)]
-        for square in sorted(pieces, key=lambda square: square[2].shape, reverse=True):
-            if together:
-                n, m = (max(each[2].shape[side] for each in (*together, square)) for side in (0, 1))
-                filling = sum(n * m - each[2].numel() for each in (*together, square))
-                if filling > BLOCK_COST * len(together):
-                    yield _block(together)
-                    together = []
-            together.append(square)
-        if together:
-            yield _block(together)
+        pieces.sort(key=lambda square: square[2].shape, reverse=True)
+        for start, end in _runs([square[2].shape for square in pieces]):
+            yield _block(pieces[start:end])
 
     @property
     def attention_mask(self) -> torch.Tensor:
@@ -155,6 +147,20 @@ def _cut(square: Square) -> Iterator[Square]:
         end = min(start + size, len(rows))
         seen = len(keys) - len(rows) + end
         yield rows[start:end], keys[:seen], looks[start:end, :seen]
+
+
+def _runs(shapes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """(first, end) of the neighbours that one block holds, so that BLOCK_COST and filling together cost least."""
+    best: list[tuple[float, list[tuple[int, int]]]] = [(0.0, [])]
+    for end in range(1, len(shapes) + 1):
+        choices = list[tuple[float, int]]()
+        n = m = 0
+        for start in range(end - 1, -1, -1):
+            n, m = max(n, shapes[start][0]), max(m, shapes[start][1])
+            choices.append((best[start][0] + BLOCK_COST + n * m * (end - start), start))
+        cost, start = min(choices)
+        best.append((cost, [*best[start][1], (start, end)]))
+    return best[-1][1]
 
 
 def _block(squares: Sequence[Square]) -> Block:
