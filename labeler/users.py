@@ -157,7 +157,7 @@ def list_users(store: Store) -> list[dict]:
         store.db,
         """SELECT u.id, u.name, u.role, u.password_hash IS NOT NULL AND u.disabled_at IS NULL AS can_log_in,
                u.disabled_at IS NOT NULL AS disabled,
-               (SELECT count(*) FROM latest_rankings AS r WHERE r.user_id = u.id) AS rankings
+               (SELECT count(*) FROM assignments AS a WHERE a.user_id = u.id AND a.state = 'submitted') AS rankings
            FROM users AS u ORDER BY u.id""",
     )
 
