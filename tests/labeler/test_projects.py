@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
+from gradio.helpers import special_args
+from starlette.requests import Request
 
 from data.records import InputError
-from labeler import gold, projects, snapshots, tasks
+from labeler import auth, gold, invitations, projects, snapshots, tasks, users
 from labeler.store import rows, scalar
+from labeler.ui import team
 from labeler.users import User, ensure_user, local_owner
 from labeler.workspace import Workspace
 from tests.labeler.labels import make_workspace, rank
@@ -168,3 +172,39 @@ def test_a_known_answer_is_not_given_as_work(workspace: Workspace) -> None:
         gold.set_gold(store, local_owner(store), task_id, [1, 2, 3, 4])
     assert rank(workspace, [1, 2, 3, 4], ann).task_id == 4
     assert tasks.next_assignment(store, ann) is None
+
+
+def asked_by(workspace: Workspace, user: User) -> gr.Request:
+    """A request with this person's session, as Gradio hands it to a handler."""
+    cookie = f"{auth.COOKIE}={auth.start_session(workspace.store, user)}"
+    headers = [(b"cookie", cookie.encode()), (b"host", b"lab.example")]
+    return gr.Request(Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}))
+
+
+@pytest.mark.parametrize("role", ["annotator", "researcher"])
+def test_no_handler_of_the_team_tab_serves_others_than_leads(workspace: Workspace, role: str) -> None:
+    store, owner = workspace.store, local_owner(workspace.store)
+    users.set_own_password(store, owner, "horse battery")
+    ann = users.add_user(store, "ann", role, "horse battery")
+    invitations.invite(store, owner, "annotator")
+    projects.write_guidelines(store, owner, 1, "Secret guidelines.")
+    gold.set_gold(store, owner, 1, [1, 2, 3, 4])
+    with gr.Blocks() as blocks:
+        team.build(workspace)
+    request, lead_request = asked_by(workspace, ann), asked_by(workspace, owner)
+
+    def call(fn: Any, count: int, value: Any, who: gr.Request) -> str:
+        return str(fn(*special_args(fn, [value] * count, who)[0]))
+
+    before, handlers = list(store.db.conn.iterdump()), 0
+    for block in blocks.fns.values():
+        for value in (1, None, "annotator"):
+            said = call(block.fn, len(block.inputs), value, request)
+            assert not [word for word in ("Secret", "First project", "Question 1", "invite/") if word in said], said
+            handlers += 1
+    assert handlers > 45
+    assert list(store.db.conn.iterdump()) == before
+    looks = [block for block in blocks.fns.values() if getattr(block.fn, "__name__", "") == "look"]
+    shown = "".join(call(block.fn, len(block.inputs), 1, lead_request) for block in looks)
+    assert "First project" in shown  # the same calls serve the owner
+    assert "Question 1" in shown
