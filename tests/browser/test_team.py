@@ -80,7 +80,8 @@ def test_a_lead_sets_up_a_project(make_app: MakeApp, page: Page) -> None:
     submit(page)
     open_team(page, app)
     page.get_by_role("button", name="Settings").first.click()
-    expect(page.get_by_label("Annotators a task")).to_have_value("1")
+    # the settings come a moment after the tab; what is typed before would be overwritten
+    expect(page.locator("#project-settings").get_by_label("Name")).to_have_value("First project")
     page.get_by_label("Annotators a task").fill("3")
     page.get_by_label("Known answers before real work").fill("2")
     page.get_by_role("button", name="Save settings").click()
