@@ -281,3 +281,154 @@ def m003_projects(db: Database) -> None:
                         AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate') AND later.id > e.id)""",
         ],
     )
+
+
+# What an assignment `a` of a task `t` adds to its annotator's standing.
+_DONE = "({a}.state = 'submitted')"
+_DEALT_OPEN = (
+    "({a}.purpose = 'label' AND {a}.state IN ('submitted', 'skipped')"
+    " AND {t}.submissions < {t}.overlap AND {t}.gold_ranks IS NULL)"
+)
+_SKIPPED = (
+    "({a}.state = 'skipped'"
+    " AND ({a}.purpose != 'label' OR {t}.gold_ranks IS NOT NULL OR {t}.submissions < {t}.overlap))"
+)
+_TODAY = "date('now', 'localtime')"
+
+REBUILD_COUNTS = [
+    """UPDATE projects SET
+        num_tasks = (SELECT count(*) FROM tasks AS t WHERE t.project_id = projects.id AND t.gold_ranks IS NULL),
+        num_gold = (SELECT count(*) FROM tasks AS t WHERE t.project_id = projects.id AND t.gold_ranks IS NOT NULL),
+        num_open = (SELECT count(*) FROM tasks AS t
+            WHERE t.project_id = projects.id AND t.submissions < t.overlap AND t.gold_ranks IS NULL)""",
+    "DELETE FROM standings",
+    f"""INSERT INTO standings (user_id, project_id, dealt, done, dealt_open, skipped, day, done_before)
+        SELECT a.user_id, t.project_id, count(*), sum({_DONE.format(a="a")}), sum({_DEALT_OPEN.format(a="a", t="t")}),
+            sum({_SKIPPED.format(a="a", t="t")}), {_TODAY},
+            sum({_DONE.format(a="a")} AND NOT EXISTS (SELECT 1 FROM events AS e WHERE e.assignment_id = a.id
+                AND e.kind = 'submit'
+                AND e.created_at >= (julianday({_TODAY}, 'utc') - 2440587.5) * 86400.0))
+        FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
+        WHERE a.purpose != 'adjudicate' AND t.project_id IS NOT NULL GROUP BY a.user_id, t.project_id""",
+]
+"""Count projects and standings anew (tasks.rebuild_counts); triggers keep them right otherwise."""
+
+
+def _standing(sign: str, row: str) -> str:
+    """SET terms that add to a standing what one row of `assignments` (NEW or OLD) counts for, or take it away."""
+    task = "(SELECT {} FROM tasks WHERE id = " + row + ".task_id)"
+    terms = []
+    for column, formula in (("done", _DONE), ("dealt_open", _DEALT_OPEN), ("skipped", _SKIPPED)):
+        value = formula.format(a=row, t="{t}")
+        for name in ("submissions", "overlap", "gold_ranks"):
+            value = value.replace("{t}." + name, task.format(name))
+        terms.append(f"{column} = {column} {sign} {value}")
+    day = f"done_before = CASE WHEN day = {_TODAY} THEN done_before ELSE done END, day = {_TODAY}"
+    return f"{day}, {', '.join(terms)}"
+
+
+@steps()
+def m004_assignment(db: Database) -> None:
+    """Who is how far in a project, counted as it happens; who qualified; invitations.
+
+    Counts are kept by triggers, so that whoever writes an assignment or a task (a page, the REST interface, an import)
+    cannot forget them.
+    """
+    where = "WHERE user_id = {0}.user_id AND project_id = (SELECT project_id FROM tasks WHERE id = {0}.task_id)"
+    was_open = "(OLD.submissions < OLD.overlap AND OLD.gold_ranks IS NULL)"
+    is_open = "(NEW.submissions < NEW.overlap AND NEW.gold_ranks IS NULL)"
+    _run(
+        db,
+        [
+            # tasks that are no known answers, those of them that ask for more submissions, and known answers
+            "ALTER TABLE projects ADD COLUMN num_tasks INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE projects ADD COLUMN num_open INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE projects ADD COLUMN num_gold INTEGER NOT NULL DEFAULT 0",
+            f"""CREATE TABLE standings (
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                project_id INTEGER NOT NULL REFERENCES projects (id),
+                dealt INTEGER NOT NULL DEFAULT 0, -- assignments ever made, which is the position in their stream
+                done INTEGER NOT NULL DEFAULT 0, -- assignments submitted
+                dealt_open INTEGER NOT NULL DEFAULT 0, -- tasks they submitted or skipped that still ask for others
+                skipped INTEGER NOT NULL DEFAULT 0, -- skipped, and could be brought back
+                day TEXT NOT NULL DEFAULT ({_TODAY}), -- the local day of the last change,
+                done_before INTEGER NOT NULL DEFAULT 0, -- and how many were done when it began
+                cursor INTEGER, -- queues.py: the first task in their order that they have not dealt with
+                PRIMARY KEY (user_id, project_id)
+            ) STRICT, WITHOUT ROWID""",
+            "CREATE INDEX standings_cursor ON standings (project_id) WHERE cursor IS NOT NULL",
+            # random order: points spread over 31 bits, and the same for every process
+            "ALTER TABLE tasks ADD COLUMN shuffle INTEGER GENERATED ALWAYS AS"
+            " ((((id * id) % 2147483647) * 48271 + id * 16807) % 2147483647) VIRTUAL",
+            "CREATE INDEX tasks_random ON tasks (project_id, shuffle)"
+            " WHERE submissions < overlap AND gold_ranks IS NULL",
+            # a task that was full and asks for somebody again may lie behind everybody's cursor
+            "ALTER TABLE tasks ADD COLUMN reopened INTEGER NOT NULL DEFAULT 0",
+            "CREATE INDEX tasks_reopened ON tasks (project_id, id)"
+            " WHERE reopened = 1 AND submissions < overlap AND gold_ranks IS NULL",
+            f"""CREATE TRIGGER tasks_added AFTER INSERT ON tasks WHEN NEW.project_id IS NOT NULL BEGIN
+                UPDATE projects SET num_tasks = num_tasks + (NEW.gold_ranks IS NULL),
+                    num_gold = num_gold + (NEW.gold_ranks IS NOT NULL), num_open = num_open + {is_open}
+                    WHERE id = NEW.project_id;
+                UPDATE standings SET cursor = NULL WHERE project_id = NEW.project_id AND cursor IS NOT NULL
+                    AND (SELECT task_order FROM projects WHERE id = NEW.project_id) != 'queue'; END""",
+            f"""CREATE TRIGGER tasks_counted AFTER UPDATE OF submissions, overlap, gold_ranks ON tasks
+                WHEN NEW.project_id IS NOT NULL AND (
+                    (OLD.submissions < OLD.overlap) != (NEW.submissions < NEW.overlap)
+                    OR (OLD.gold_ranks IS NULL) != (NEW.gold_ranks IS NULL)) BEGIN
+                UPDATE projects SET num_open = num_open + {is_open} - {was_open},
+                    num_tasks = num_tasks + (NEW.gold_ranks IS NULL) - (OLD.gold_ranks IS NULL),
+                    num_gold = num_gold + (NEW.gold_ranks IS NOT NULL) - (OLD.gold_ranks IS NOT NULL)
+                    WHERE id = NEW.project_id;
+                UPDATE standings SET dealt_open = dealt_open + {is_open} - {was_open}
+                    WHERE project_id = NEW.project_id AND user_id IN (SELECT user_id FROM assignments
+                        WHERE task_id = NEW.id AND purpose = 'label' AND state IN ('submitted', 'skipped'));
+                UPDATE standings SET skipped = skipped + (NEW.submissions < NEW.overlap OR NEW.gold_ranks IS NOT NULL)
+                        - (OLD.submissions < OLD.overlap OR OLD.gold_ranks IS NOT NULL)
+                    WHERE project_id = NEW.project_id AND user_id IN (SELECT user_id FROM assignments
+                        WHERE task_id = NEW.id AND purpose = 'label' AND state = 'skipped');
+                UPDATE tasks SET reopened = 1
+                    WHERE id = NEW.id AND {is_open} AND NOT {was_open} AND OLD.overlap = NEW.overlap;
+                UPDATE standings SET cursor = NULL WHERE project_id = NEW.project_id AND cursor IS NOT NULL
+                    AND {is_open} AND NOT {was_open} AND OLD.overlap != NEW.overlap; END""",
+            """CREATE TRIGGER tasks_prioritised AFTER UPDATE OF priority ON tasks
+                WHEN OLD.priority != NEW.priority BEGIN
+                UPDATE standings SET cursor = NULL WHERE project_id = NEW.project_id AND cursor IS NOT NULL; END""",
+            """CREATE TRIGGER projects_reordered AFTER UPDATE OF task_order ON projects BEGIN
+                UPDATE standings SET cursor = NULL WHERE project_id = NEW.id; END""",
+            f"""CREATE TRIGGER assignments_added AFTER INSERT ON assignments WHEN NEW.purpose != 'adjudicate' BEGIN
+                INSERT INTO standings (user_id, project_id) SELECT NEW.user_id, project_id FROM tasks
+                    WHERE id = NEW.task_id AND project_id IS NOT NULL ON CONFLICT DO NOTHING;
+                UPDATE standings SET dealt = dealt + 1, {_standing("+", "NEW")} {where.format("NEW")}; END""",
+            f"""CREATE TRIGGER assignments_changed AFTER UPDATE OF state ON assignments
+                WHEN NEW.purpose != 'adjudicate' AND OLD.state != NEW.state BEGIN
+                UPDATE standings SET {_standing("-", "OLD")} {where.format("OLD")};
+                UPDATE standings SET {_standing("+", "NEW")} {where.format("NEW")}; END""",
+            f"""CREATE TRIGGER assignments_removed AFTER DELETE ON assignments WHEN OLD.purpose != 'adjudicate' BEGIN
+                UPDATE standings SET dealt = dealt - 1, {_standing("-", "OLD")} {where.format("OLD")}; END""",
+            *REBUILD_COUNTS,
+            "CREATE INDEX assignments_adjudicated ON assignments (opened_at) WHERE purpose = 'adjudicate'",
+            # what can be taken back is found from the end
+            "CREATE INDEX events_undo ON events (user_id, id) WHERE source = 'task' AND kind IN ('submit', 'skip')",
+            """CREATE TABLE qualifications (
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                project_id INTEGER NOT NULL REFERENCES projects (id),
+                passed INTEGER NOT NULL CHECK (passed IN (0, 1)),
+                after_assignment INTEGER NOT NULL DEFAULT 0, -- a fresh start: only what came after this one counts
+                decided_by INTEGER REFERENCES users (id), -- NULL: passed by their answers
+                decided_at REAL NOT NULL DEFAULT {now},
+                PRIMARY KEY (user_id, project_id)
+            ) STRICT, WITHOUT ROWID""",
+            """CREATE TABLE invitations (
+                id INTEGER PRIMARY KEY,
+                token_hash TEXT NOT NULL UNIQUE,
+                role TEXT NOT NULL CHECK (role IN ('annotator', 'lead', 'researcher', 'owner')),
+                user_id INTEGER REFERENCES users (id), -- whose password the link sets; NULL: somebody new
+                created_by INTEGER NOT NULL REFERENCES users (id),
+                created_at REAL NOT NULL,
+                expires_at REAL NOT NULL,
+                used_by INTEGER REFERENCES users (id),
+                used_at REAL
+            ) STRICT""",
+        ],
+    )

@@ -89,8 +89,9 @@ def check_member(db: Database, user: User, project_id: int) -> Project:
 
 def create_project(store: Store, user: User, name: str, **settings: Any) -> Project:
     """A new project; `settings` as the columns of `Project`. Raises InputError where one is wrong."""
-    _check_lead(user)
+    check_lead(user)
     values = _check({"name": name, "tags": DEFAULT_TAGS, **settings})
+    _check_rates(values.get("gold_rate", 0.0), values.get("repeat_rate", 0.0))
     with store.write() as db:
         _check_name(db, values["name"], besides=0)
         names = [*values, "created_by"]
@@ -103,10 +104,11 @@ def create_project(store: Store, user: User, name: str, **settings: Any) -> Proj
 
 def change_project(store: Store, user: User, project_id: int, **changes: Any) -> Project:
     """Change some settings. The overlap is that of tasks added from now on."""
-    _check_lead(user)
+    check_lead(user)
     values = _check(changes)
     with store.write() as db:
-        get_project(db, project_id)
+        project = get_project(db, project_id)
+        _check_rates(values.get("gold_rate", project.gold_rate), values.get("repeat_rate", project.repeat_rate))
         if "name" in values:
             _check_name(db, values["name"], besides=project_id)
         for name, value in values.items():
@@ -116,7 +118,7 @@ def change_project(store: Store, user: User, project_id: int, **changes: Any) ->
 
 def archive_project(store: Store, user: User, project_id: int, archived: bool = True) -> None:
     """Close a project to annotators, or open it again. Nothing is lost."""
-    _check_lead(user)
+    check_lead(user)
     with store.write() as db:
         get_project(db, project_id)
         db.execute(
@@ -128,7 +130,7 @@ def archive_project(store: Store, user: User, project_id: int, archived: bool = 
 
 def write_guidelines(store: Store, user: User, project_id: int, text: str) -> int:
     """A new version of the guidelines; its number. The same text again is no new version."""
-    _check_lead(user)
+    check_lead(user)
     with store.write() as db:
         project = get_project(db, project_id)
         if text.strip() == project.guidelines:
@@ -143,7 +145,7 @@ def write_guidelines(store: Store, user: User, project_id: int, text: str) -> in
 
 def set_members(store: Store, user: User, project_id: int, user_ids: list[int]) -> None:
     """Who may work in a project that is not for everybody."""
-    _check_lead(user)
+    check_lead(user)
     with store.write() as db:
         get_project(db, project_id)
         db.execute("DELETE FROM members WHERE project_id = ?", [project_id])
@@ -157,6 +159,24 @@ def members(db: Database, project_id: int) -> list[Row]:
     """The members: id, name, role."""
     sql = "SELECT u.id, u.name, u.role FROM members AS m JOIN users AS u ON u.id = m.user_id WHERE m.project_id = ?"
     return rows(db, f"{sql} ORDER BY u.name", [project_id])
+
+
+def counts(db: Database) -> dict[int, Row]:
+    """Of each project: num_tasks, num_open (ask for more annotators), num_gold, labels (submitted), annotators."""
+    found = rows(
+        db,
+        """SELECT p.id, p.num_tasks, p.num_open, p.num_gold, coalesce(sum(s.done), 0) AS labels,
+               count(CASE WHEN s.done > 0 THEN 1 END) AS annotators
+           FROM projects AS p LEFT JOIN standings AS s ON s.project_id = p.id GROUP BY p.id""",
+    )
+    return {row["id"]: row for row in found}
+
+
+def guidelines_versions(db: Database, project_id: int) -> list[Row]:
+    """Every version of the guidelines, the newest first: version, text, created_at, name (of who wrote it)."""
+    sql = """SELECT g.version, g.text, g.created_at, u.name FROM guidelines AS g
+        LEFT JOIN users AS u ON u.id = g.created_by WHERE g.project_id = ? ORDER BY g.version DESC"""
+    return rows(db, sql, [project_id])
 
 
 def _projects(db: Database, where: str, params: list[Any]) -> list[Project]:
@@ -182,9 +202,15 @@ def _projects(db: Database, where: str, params: list[Any]) -> list[Project]:
     ]
 
 
-def _check_lead(user: User) -> None:
+def check_lead(user: User) -> None:
+    """Raises InputError where this person may not change projects."""
     if user.role not in LEADS:
         raise InputError(f"{user.name} may not change projects; ask a lead")
+
+
+def _check_rates(gold: float, repeat: float) -> None:
+    if gold + repeat > 0.9:
+        raise InputError("known answers and repeats together may be at most 0.9 of the tasks; lower one of the rates")
 
 
 def _check_name(db: Database, name: str, besides: int) -> None:

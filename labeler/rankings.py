@@ -219,7 +219,7 @@ def save_draft(store: Store, user: User, assignment_id: int, draft: dict[str, An
             return False
         clean = clean_draft(draft, len(json.loads(row["display_order"])))
         _write_draft(db, assignment_id, clean)
-        tasks.renew(db, assignment_id)
+        tasks.renew(db, assignment_id, time.time())
     return True
 
 
@@ -247,7 +247,7 @@ def _write_draft(db: Database, assignment_id: int, draft: dict[str, Any]) -> Non
 
 _LAST_EVENT = """SELECT e.assignment_id, e.kind, e.payload FROM events AS e
     JOIN assignments AS a ON a.id = e.assignment_id
-    WHERE e.user_id = ? AND e.source = 'task'
+    WHERE e.user_id = ? AND e.source = 'task' AND e.kind IN ('submit', 'skip')
         AND (e.kind, a.state) IN (VALUES ('submit', 'submitted'), ('skip', 'skipped'))
     ORDER BY e.id DESC LIMIT 1"""
 

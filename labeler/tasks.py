@@ -1,8 +1,11 @@
 """Tasks (a prompt and the completions to rank) and who is working on which.
 
 An assignment is one person's work on one task. It holds the shuffled order in which that person sees the completions,
-so that a reload shows the same, and a lease: while it lasts nobody else is given the task. States: open, released
-(given back), submitted, skipped.
+so that a reload shows the same, and a lease: while it lasts nobody else is given the task. The page renews the lease
+while somebody is there (heartbeat); once it ran out the task goes to the next person. States: open, released (given
+back), submitted, skipped.
+
+Which task comes next: queues.py (the project's order), mixing.py (known answers and repeats), qualification.py.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlite_utils import Database
 
 from data.records import InputError, Message
-from labeler.projects import FIRST, check_member, get_project
+from labeler import mixing, qualification, queues
+from labeler.migrations import REBUILD_COUNTS
+from labeler.projects import FIRST, Project, check_member, get_project
 from labeler.store import Store, one, rows, scalar
 from labeler.users import User
 
-LEASE_SECONDS = 30 * 60.0
+LEASE_SECONDS = 5 * 60.0
+HEARTBEAT_SECONDS = 60.0
+"""How often a page renews the lease of the task it shows."""
 
 
 @dataclass(frozen=True)
@@ -93,47 +99,73 @@ def create_task(
 
 
 def next_assignment(store: Store, user: User, project_id: int = FIRST) -> Assignment | None:
-    """What this person should rank now: what they have open, else the first task with room; None when all is done.
+    """What this person should rank now: what they have open, else the next task in their order; None when all is done.
 
-    Raises InputError where they may not work in the project.
+    Raises InputError where they may not work in the project, did not qualify, or cannot yet.
     """
     with store.write() as db:
-        check_member(db, user, project_id)
-        now = time.time()
-        for row in rows(
-            db,
-            """SELECT a.id, a.task_id FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
-               WHERE a.user_id = ? AND a.state = 'open' AND t.project_id = ? ORDER BY a.opened_at DESC""",
-            [user.id, project_id],
-        ):
-            if room(db, row["task_id"], now, besides=row["id"]):
-                db.execute("UPDATE assignments SET leased_until = ? WHERE id = ?", [now + LEASE_SECONDS, row["id"]])
-                return get_assignment(db, row["id"], user)
-            # the lease ran out and others have done it since
-            db.execute("UPDATE assignments SET state = 'released' WHERE id = ?", [row["id"]])
-        task_id = scalar(
-            db,
-            """SELECT t.id FROM tasks AS t
-                WHERE t.submissions < t.overlap AND t.gold_ranks IS NULL AND t.project_id = :project
-                    AND NOT EXISTS (SELECT 1 FROM assignments AS mine WHERE mine.task_id = t.id
-                        AND mine.user_id = :user AND mine.state IN ('submitted', 'skipped'))
-                    AND t.overlap > t.submissions + (SELECT count(*) FROM assignments AS a
-                        WHERE a.task_id = t.id AND a.user_id != :user AND a.state = 'open' AND a.leased_until > :now)
-                ORDER BY t.id LIMIT 1""",
-            {"user": user.id, "now": now, "project": project_id},
+        project = check_member(db, user, project_id)
+        qualified, now = qualification.may_work(db, user, project), time.time()
+        found = _held(db, user, project_id, now, only_gold=not qualified)
+        if found is None:
+            chosen = _choose(db, user, project, now) if qualified else _choose_test(db, user, project)
+            if chosen is None:
+                return None
+            found = open_assignment(db, chosen[0], user, now, purpose=chosen[1])
+        return get_assignment(db, found, user)
+
+
+def _held(db: Database, user: User, project_id: int, now: float, only_gold: bool) -> int | None:
+    """The assignment that this person has open, with its lease renewed."""
+    for row in rows(
+        db,
+        f"""SELECT a.id FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
+           WHERE a.user_id = ? AND a.state = 'open' AND a.purpose != 'adjudicate' AND t.project_id = ?
+               {"AND t.gold_ranks IS NOT NULL" if only_gold else ""} ORDER BY a.opened_at DESC""",
+        [user.id, project_id],
+    ):
+        if renew(db, row["id"], now):
+            return int(row["id"])
+        # the lease ran out and others have done it since
+        db.execute("UPDATE assignments SET state = 'released' WHERE id = ?", [row["id"]])
+    return None
+
+
+def _choose(db: Database, user: User, project: Project, now: float) -> tuple[int, str] | None:
+    """The next task and the purpose it is given for. Known answers and repeats come only while there is real work."""
+    real = queues.next_task(db, user.id, project, now)
+    if real is None:
+        return None
+    position = _standing(db, user, project.id)["dealt"]
+    kind = mixing.kind_at(project, user.id, position)
+    if kind == "gold":
+        gold = mixing.gold_task(db, user.id, project.id)
+        return (real, "label") if gold is None else (gold, "label")
+    if kind == "repeat":
+        repeat = mixing.repeat_task(db, user.id, project.id, position)
+        return (real, "label") if repeat is None else (repeat, "repeat")
+    return real, "label"
+
+
+def _choose_test(db: Database, user: User, project: Project) -> tuple[int, str]:
+    gold = mixing.gold_task(db, user.id, project.id)
+    if gold is None:
+        raise InputError(
+            f"{project.name!r} begins with {project.qualification} tasks with known answers, but it has no more of "
+            "them for you. Ask the project's lead to add some, or to let you in."
         )
-        if task_id is None:
-            return None
-        return get_assignment(db, open_assignment(db, task_id, user, now), user)
+    return gold, "label"
 
 
-def open_assignment(db: Database, task_id: int, user: User, now: float, shuffle: bool = True) -> int:
+def open_assignment(
+    db: Database, task_id: int, user: User, now: float, shuffle: bool = True, purpose: str = "label"
+) -> int:
     """Give the task to this person: a new assignment with a fresh shuffle, or the one they had, as it was.
 
     Without `shuffle` the completions were shown in the task's own order.
     """
-    sql = "SELECT id FROM assignments WHERE task_id = ? AND user_id = ? AND purpose = 'label'"
-    found = one(db, sql, [task_id, user.id])
+    sql = "SELECT id FROM assignments WHERE task_id = ? AND user_id = ? AND purpose = ?"
+    found = one(db, sql, [task_id, user.id, purpose])
     if found is not None:
         open_assignment_again(db, found["id"], now)
         return int(found["id"])
@@ -141,9 +173,9 @@ def open_assignment(db: Database, task_id: int, user: User, now: float, shuffle:
     if shuffle:
         random.SystemRandom().shuffle(order)
     cursor = db.execute(
-        "INSERT INTO assignments (task_id, user_id, display_order, state, opened_at, leased_until)"
-        " VALUES (?, ?, ?, 'open', ?, ?)",
-        [task_id, user.id, json.dumps(order), now, now + LEASE_SECONDS],
+        "INSERT INTO assignments (task_id, user_id, display_order, state, opened_at, leased_until, purpose)"
+        " VALUES (?, ?, ?, 'open', ?, ?, ?)",
+        [task_id, user.id, json.dumps(order), now, now + LEASE_SECONDS, purpose],
     )
     return int(cursor.lastrowid or 0)
 
@@ -156,9 +188,23 @@ def open_assignment_again(db: Database, assignment_id: int, now: float) -> None:
     )
 
 
-def renew(db: Database, assignment_id: int) -> None:
-    """Extend the lease of an assignment that somebody is working on."""
-    db.execute("UPDATE assignments SET leased_until = ? WHERE id = ?", [time.time() + LEASE_SECONDS, assignment_id])
+def heartbeat(store: Store, user: User, assignment_id: int) -> bool:
+    """Say that this person is still working on it: the lease begins anew.
+
+    False where the task is not theirs any more.
+    """
+    with store.write() as db:
+        sql = "SELECT 1 FROM assignments WHERE id = ? AND user_id = ? AND state = 'open'"
+        return one(db, sql, [assignment_id, user.id]) is not None and renew(db, assignment_id, time.time())
+
+
+def renew(db: Database, assignment_id: int, now: float) -> bool:
+    """Extend the lease of an open assignment; False where it ran out and the task went to others."""
+    task_id = scalar(db, "SELECT task_id FROM assignments WHERE id = ?", [assignment_id])
+    if not room(db, task_id, now, besides=assignment_id):
+        return False
+    db.execute("UPDATE assignments SET leased_until = ? WHERE id = ?", [now + LEASE_SECONDS, assignment_id])
+    return True
 
 
 def recount(db: Database, task_id: int) -> None:
@@ -171,13 +217,17 @@ def recount(db: Database, task_id: int) -> None:
 
 
 def room(db: Database, task_id: int, now: float, besides: int) -> bool:
-    """Whether the task can take one more submission, not counting the assignment `besides`."""
+    """Whether the task can take the submission of the assignment `besides`.
+
+    A known answer, a repeat and an adjudication always can: the overlap is of opinions of different people.
+    """
     row = one(
         db,
-        """SELECT t.overlap > (SELECT count(*) FROM assignments AS a WHERE a.task_id = t.id AND a.id != :besides
-               AND a.purpose = 'label'
-               AND (a.state = 'submitted' OR (a.state = 'open' AND a.leased_until > :now))) AS room
-           FROM tasks AS t WHERE t.id = :task""",
+        """SELECT t.gold_ranks IS NOT NULL OR mine.purpose != 'label'
+               OR t.overlap > (SELECT count(*) FROM assignments AS a WHERE a.task_id = t.id AND a.id != mine.id
+                   AND a.purpose = 'label'
+                   AND (a.state = 'submitted' OR (a.state = 'open' AND a.leased_until > :now))) AS room
+           FROM tasks AS t JOIN assignments AS mine ON mine.id = :besides WHERE t.id = :task""",
         {"task": task_id, "now": now, "besides": besides},
     )
     return bool(row and row["room"])
@@ -222,29 +272,50 @@ def completion_ids(db: Database, task_id: int) -> list[int]:
 
 
 def progress(store: Store, user: User, project_id: int = FIRST) -> dict[str, int]:
-    """Where this person stands: done, total (done + still open to them), remaining, today, skipped."""
+    """Where this person stands: done, total (done + still ahead), remaining, today, skipped.
+
+    Known answers and repeats count like any other task, those ahead as well, so that the numbers do not give them away.
+    """
     db = store.db
-    mine = (
-        "FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id WHERE a.user_id = :user AND t.project_id = :project"
-    )
-    who = {"user": user.id, "project": project_id}
-    done = scalar(db, f"SELECT count(*) {mine} AND a.state = 'submitted'", who)
-    skipped = scalar(db, f"SELECT count(*) {mine} AND a.state = 'skipped' AND t.submissions < t.overlap", who)
-    midnight = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
-    today = scalar(
+    project, mine = get_project(db, project_id), _standing(db, user, project_id)
+    num_open = scalar(db, "SELECT num_open FROM projects WHERE id = ?", [project_id])
+    held = rows(
         db,
-        """SELECT count(DISTINCT e.assignment_id) FROM events AS e
-            JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
-            WHERE e.user_id = :user AND e.kind = 'submit' AND e.created_at >= :midnight
-                AND a.state = 'submitted' AND t.project_id = :project""",
-        who | {"midnight": midnight},
+        """SELECT t.gold_ranks IS NULL AND a.purpose = 'label' AS real
+           FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
+           WHERE a.user_id = ? AND a.state = 'open' AND a.purpose != 'adjudicate' AND t.project_id = ?
+               AND (t.gold_ranks IS NOT NULL OR a.purpose != 'label' OR t.submissions < t.overlap)""",
+        [user.id, project_id],
     )
-    remaining = scalar(
+    real = max(0, num_open - mine["dealt_open"] - sum(row["real"] for row in held))
+    extras = set()
+    if project.gold_rate and mixing.gold_task(db, user.id, project_id) is not None:
+        extras.add("gold")
+    if project.repeat_rate and mine["done"] > mixing.REPEAT_GAP:
+        extras.add("repeat")
+    remaining = len(held) + mixing.positions_ahead(project, user.id, mine["dealt"], real, extras)
+    return {
+        "done": mine["done"],
+        "total": mine["done"] + remaining,
+        "remaining": remaining,
+        "today": mine["today"],
+        "skipped": mine["skipped"],
+    }
+
+
+def rebuild_counts(store: Store) -> None:
+    """Count anew who is how far, for when somebody wrote past the triggers or moved tasks to another project."""
+    with store.write() as db:
+        for statement in REBUILD_COUNTS:
+            db.execute(statement)
+
+
+def _standing(db: Database, user: User, project_id: int) -> dict[str, int]:
+    row = one(
         db,
-        """SELECT count(*) FROM tasks AS t WHERE t.submissions < t.overlap AND t.gold_ranks IS NULL
-            AND t.project_id = :project
-            AND NOT EXISTS (SELECT 1 FROM assignments AS mine WHERE mine.task_id = t.id AND mine.user_id = :user
-                AND mine.state IN ('submitted', 'skipped'))""",
-        who,
+        """SELECT dealt, done, dealt_open, skipped,
+               CASE WHEN day = date('now', 'localtime') THEN max(0, done - done_before) ELSE 0 END AS today
+           FROM standings WHERE user_id = ? AND project_id = ?""",
+        [user.id, project_id],
     )
-    return {"done": done, "total": done + remaining, "remaining": remaining, "today": today, "skipped": skipped}
+    return row or {"dealt": 0, "done": 0, "dealt_open": 0, "skipped": 0, "today": 0}

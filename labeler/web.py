@@ -18,15 +18,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler import auth, jobs, ui
+from labeler import auth, invitations, jobs, ui
 from labeler.store import one, scalar
 from labeler.ui import theme
 from labeler.ui.data import KEEPERS
-from labeler.users import needs_login
+from labeler.users import MIN_PASSWORD, User, needs_login
 from labeler.workspace import Workspace
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/login", "/healthz", "/favicon.ico")
+INVITE_PATH = "/invite/"  # open as well: the token in the address is the key
 MAX_UPLOAD = "500mb"
 
 # Gradio builds functions from strings (a widget's js_on_load) and writes inline scripts and styles. What is left to
@@ -146,16 +147,30 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
             return _login_page(str(error), 429)
         if user is None:
             return _login_page("Name or password is wrong.", 401)
-        response = RedirectResponse("/", status_code=303)
-        response.set_cookie(
-            auth.COOKIE,
-            auth.start_session(workspace.store, user),
-            max_age=int(auth.SESSION_SECONDS),
-            httponly=True,
-            samesite="lax",
-            secure=request.url.scheme == "https",
-        )
-        return response
+        return _logged_in(workspace, request, user)
+
+    @app.get(INVITE_PATH + "{token}")
+    def invite_page(token: str) -> Response:
+        try:
+            return _invite_page(invitations.find(workspace.store.db, token))
+        except InputError as error:
+            return _form_page("Invitation", "", str(error), 404)
+
+    @app.post(INVITE_PATH + "{token}")
+    def accept(
+        token: str, request: Request, name: str = Form(""), password: str = Form(""), again: str = Form("")
+    ) -> Response:
+        try:
+            invitation = invitations.find(workspace.store.db, token)
+        except InputError as error:
+            return _form_page("Invitation", "", str(error), 404)
+        try:
+            if password != again:
+                raise InputError("the two passwords differ; type them again")
+            user = invitations.accept(workspace.store, token, name, password)
+        except InputError as error:
+            return _invite_page(invitation, name, str(error), 400)
+        return _logged_in(workspace, request, user)
 
     @app.post("/logout")
     def logout(request: Request) -> Response:
@@ -165,9 +180,49 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
         return response
 
 
+def _logged_in(workspace: Workspace, request: Request, user: User) -> Response:
+    response = RedirectResponse("/", status_code=303)
+    response.set_cookie(
+        auth.COOKIE,
+        auth.start_session(workspace.store, user),
+        max_age=int(auth.SESSION_SECONDS),
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
 def _login_page(error: str = "", status: int = 200) -> HTMLResponse:
-    alert = f'<p class="error" role="alert">{html.escape(error)}</p>' if error else ""
-    page = theme.login_page().replace("<!-- error -->", alert)
+    fields = """<label>Name <input name="name" autocomplete="username" required autofocus></label>
+      <label>Password <input name="password" type="password" autocomplete="current-password" required></label>
+      <button>Log in</button>"""
+    return _form_page("Log in", fields, error, status)
+
+
+def _invite_page(
+    invitation: invitations.Invitation, name: str = "", error: str = "", status: int = 200
+) -> HTMLResponse:
+    if invitation.name is None:
+        intro = f"You are invited to work here as {invitation.role}. Choose a name and a password to log in with."
+        named = f'value="{html.escape(name, quote=True)}" required autofocus maxlength="100"'
+    else:
+        intro = "Choose a password to log in with."
+        named = f'value="{html.escape(invitation.name, quote=True)}" readonly'
+    secret = f'type="password" autocomplete="new-password" required minlength="{MIN_PASSWORD}"'
+    fields = f"""<p>{html.escape(intro)}</p>
+      <label>Name <input name="name" autocomplete="username" {named}></label>
+      <label>Password <input name="password" {secret}></label>
+      <label>Password again <input name="again" {secret}></label>
+      <button>Save and log in</button>"""
+    return _form_page("Invitation" if invitation.name is None else "New password", fields, error, status)
+
+
+def _form_page(title: str, fields: str, error: str, status: int) -> HTMLResponse:
+    """A page with one form, posted to its own address. `fields` is HTML of ours."""
+    alert = f'<p class="error" role="alert">{html.escape(error[:1].upper() + error[1:])}</p>' if error else ""
+    page = theme.form_page().replace("<!-- title -->", html.escape(title))
+    page = page.replace("<!-- fields -->", alert + fields)
     return HTMLResponse(page, status, {"Content-Security-Policy": LOGIN_POLICY, "Cache-Control": "no-store"})
 
 
@@ -212,7 +267,7 @@ class Guard:
         navigation = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if not _same_origin(headers, host) and not (navigation and headers.get("sec-fetch-dest") == "document"):
             return JSONResponse({"detail": "requests from other sites are refused"}, 403)
-        if not login or path in OPEN_PATHS:
+        if not login or path in OPEN_PATHS or path.startswith(INVITE_PATH):
             return None
         cookies = {key: morsel.value for key, morsel in SimpleCookie(headers.get("cookie", "")).items()}
         if auth.user_of(self.store, cookies) is not None:

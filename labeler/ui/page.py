@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -10,6 +12,8 @@ from gradio.context import Context
 
 from data.records import InputError
 from labeler.auth import current_user
+from labeler.projects import LEADS
+from labeler.store import explain
 from labeler.users import User
 from labeler.workspace import Workspace
 
@@ -26,6 +30,41 @@ def trainer(request: gr.Request, workspace: Workspace) -> User:
     if user.role not in TRAINERS:
         raise InputError(f"{user.name} may not start or stop runs; ask a researcher or the owner")
     return user
+
+
+def lead(request: gr.Request, workspace: Workspace) -> User:
+    """The user who asks, if they lead projects and people. Raises InputError otherwise."""
+    user = current_user(request, workspace)
+    if user.role not in LEADS:
+        raise InputError(f"{user.name} may not manage projects and people; ask a lead")
+    return user
+
+
+def attempt(request: gr.Request, workspace: Workspace, act: Callable[[User], str]) -> str:
+    """Do it as the lead who asks; what was done, or why it could not be, as a line to show beside the button."""
+    try:
+        kind, said = "info", act(lead(request, workspace))
+    except InputError as error:
+        kind, said = "error", f"{str(error)[:1].upper()}{str(error)[1:]}{'' if str(error).endswith('.') else '.'}"
+    except sqlite3.Error as error:
+        kind, said = "error", f"Could not be saved: {explain(error)}."
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="notice {kind}" role="{role}"><p>{escape(said)}</p></div>'
+
+
+def table(titles: Sequence[str], body: Sequence[Sequence[str]], label: str) -> str:
+    """A table that becomes a list on a narrow screen; the cells are HTML of ours."""
+    head = "".join(f"<th scope='col'>{escape(title)}</th>" for title in titles)
+    lines = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-label="{escape(title)}"><div>{cell}</div></td>' for title, cell in zip(titles, row, strict=True)
+        )
+        + "</tr>"
+        for row in body
+    )
+    inside = f'<table class="runs plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'<div class="table-wrap" tabindex="0" role="region" aria-label="{escape(label)}">{inside}</div>'
 
 
 def on_show(fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

@@ -21,9 +21,9 @@ def script(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def login_page() -> str:
-    """The login page, with a comment where an error goes."""
-    return (FOLDER / "login.html").read_text(encoding="utf-8")
+def form_page() -> str:
+    """A page with one form, with comments where the title and the fields go."""
+    return (FOLDER / "form.html").read_text(encoding="utf-8")
 
 
 def make() -> gr.themes.Base:

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from data.records import InputError
-from labeler import users
+from labeler import invitations, ui, users
 from labeler.store import scalar
 from labeler.web import check_host, create_app, is_loopback
 from labeler.workspace import Workspace
@@ -190,6 +190,49 @@ def test_log_in_and_out(closed_app: tuple[TestClient, Workspace]) -> None:
     assert client.post("/logout", follow_redirects=False).status_code == 303
     client.cookies.update(stolen)
     assert client.get("/status").status_code == 401
+
+
+def test_an_invitation_page_lets_one_person_in_and_nobody_else(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 1)
+    owner = users.local_owner(workspace.store)
+    users.set_own_password(workspace.store, owner, "correct horse")
+    token = invitations.invite(workspace.store, owner, "annotator")
+    with TestClient(create_app(workspace, "0.0.0.0"), base_url="http://lab.example:7860") as client:
+        path = f"/invite/{token}"
+        page = client.get(path)
+        assert page.status_code == 200
+        assert "annotator" in page.text
+        assert page.headers["cache-control"] == "no-store"
+        assert "script" not in page.headers["content-security-policy"]
+        for wrong in ("/invite/guess", f"{path}x", "/invite/", f"/invite/../config?{token}"):
+            answer = client.get(wrong, follow_redirects=False)
+            assert answer.status_code in (401, 404), wrong
+        assert client.get("/config").status_code == 401
+        form = {"name": "<b>ann", "password": "long enough", "again": "longer"}
+        answer = client.post(path, data=form, follow_redirects=False)
+        assert answer.status_code == 400
+        assert "The two passwords differ" in answer.text
+        assert "<b>ann" not in answer.text
+        assert "&lt;b&gt;ann" in answer.text
+        foreign = client.post(path, data=form, headers={"Origin": "http://evil.example"})
+        assert foreign.status_code == 403
+        answer = client.post(path, data={**form, "again": "long enough"}, follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert client.get("/status").json()["user"] == "<b>ann"
+        assert client.get("/status").json()["hidden_tabs"] == list(ui.HIDDEN_TABS["annotator"])
+        client.cookies.clear()
+        assert client.get(path).status_code == 404
+        assert client.post(path, data={**form, "again": "long enough"}).status_code == 404
+
+
+def test_an_invitation_path_opens_nothing_where_no_login_is_needed(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 1)
+    with TestClient(create_app(workspace), base_url=BASE) as client:
+        assert client.get("/invite/guess", headers={"Host": "evil.example"}).status_code == 421
+        assert client.post("/invite/guess", headers={"Host": "evil.example"}).status_code == 421
+        assert client.get("/invite/guess").status_code == 404
+    with TestClient(create_app(workspace, "0.0.0.0"), base_url=BASE) as client:
+        assert client.get("/invite/guess").status_code == 421
 
 
 def test_the_cookie_is_kept_from_scripts_and_other_sites(closed_app: tuple[TestClient, Workspace]) -> None:
