@@ -14,10 +14,12 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
 from labeler.api import data, labels, people, projects, prompts, runs
-from labeler.api.access import PROBLEMS, caller
+from labeler.api.access import PROBLEMS
+from labeler.api.data import MAX_FILE
 from labeler.store import explain
 from labeler.workspace import Workspace
 
@@ -44,7 +46,6 @@ def create_api(workspace: Workspace) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        max_body_size=MAX_BODY,
         redirect_slashes=False,
         exception_handlers={
             InputError: _input_error,
@@ -55,11 +56,33 @@ def create_api(workspace: Workspace) -> FastAPI:
             Exception: _our_mistake,
         },
     )
+    api.add_middleware(BodyLimit)
     api.state.workspace = workspace
     for room in (labels, projects, prompts, data, runs, people):
         api.include_router(room.router, responses=PROBLEMS)
     api.include_router(_pages)
     return api
+
+
+class BodyLimit:
+    """Stops reading a request that is too large, whether or not it said so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = MAX_FILE if scope["path"].endswith("/import") else MAX_BODY
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, f"the request is larger than {limit:,} bytes; send it in parts")
+            return message
+
+        await self.app(scope, counted, send)
 
 
 _pages = APIRouter(include_in_schema=False)
@@ -76,6 +99,12 @@ def docs_script() -> FileResponse:
     return FileResponse(FOLDER / "docs.js", media_type="text/javascript")
 
 
+_ROUTING = {
+    404: f"there is no such operation; {PATH}/docs lists them",
+    405: f"this cannot be done here; {PATH}/docs lists what can",
+}
+
+
 def _problem(detail: str, status: int, headers: dict[str, str] | None = None) -> JSONResponse:
     # half a surrogate pair may come back in a quotation, and is no UTF-8
     return JSONResponse({"detail": detail.encode("utf-8", "replace").decode()}, status, headers)
@@ -87,7 +116,8 @@ async def _input_error(_: Request, error: Exception) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(str(error.detail), error.status_code, dict(error.headers or {}))
+    told = _ROUTING.get(error.status_code) if error.detail in ("Not Found", "Method Not Allowed") else None
+    return _problem(told or str(error.detail), error.status_code, dict(error.headers or {}))
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -112,6 +142,3 @@ async def _unicode_error(_: Request, error: Exception) -> Response:
 
 async def _our_mistake(_: Request, error: Exception) -> Response:
     return _problem("something went wrong in the app; its log says what", 500)
-
-
-__all__ = ["PATH", "caller", "create_api"]

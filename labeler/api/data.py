@@ -91,7 +91,6 @@ _FILE = {"type": "string", "format": "binary"}
 
 @router.post(
     "/projects/{project_id}/import",
-    max_body_size=MAX_FILE,
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _FILE}}}},
 )
 async def import_file(
