@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from app import listen
 from labeler import tokens
 from labeler.users import User, add_user, ensure_user
 from labeler.web import create_app
@@ -66,8 +67,7 @@ def team(folder: Path, tasks: int) -> Iterator[Team]:
     """An app with a user of every role; ann and bob are annotators, and the owner has a password."""
     workspace = make_workspace(folder, tasks)
     add_user(workspace.store, "owner", "owner", PASSWORD)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listen("127.0.0.1", "0") as listener:
         server = Server(uvicorn.Config(create_app(workspace), log_level="critical", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
