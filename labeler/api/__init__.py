@@ -26,7 +26,7 @@ from labeler.workspace import Workspace
 log = logging.getLogger(__name__)
 
 PATH = "/api/v1"
-MAX_BODY = 8 * 2**20
+MAX_BODY = 16 * 2**20
 """Bytes of a request, files to import aside."""
 
 FOLDER = Path(__file__).parent

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
+from data.records import Prompt
 from labeler import rankings, tasks
 from labeler.api.access import (
     Body,
@@ -243,9 +244,12 @@ def compare(vote: Vote, space: Space, user: Caller) -> Voted:
     for _, checkpoint_id, _ in answers:
         if checkpoint_id and one(space.store.db, "SELECT 1 FROM checkpoints WHERE id = ?", [checkpoint_id]) is None:
             raise HTTPException(422, f"there is no checkpoint {checkpoint_id}; leave it out where it is unknown")
-    task_id = rankings.record_comparison(
-        space.store, user, conversation(vote.prompt), answers, vote.ranks, vote.all_bad, "api", vote.uuid, vote.comment
-    )
+    prompt = Prompt(tuple(conversation(vote.prompt)))
+    ranks = rankings.check_ranks(vote.ranks, len(answers), vote.all_bad)
+    with refused(409):
+        task_id = rankings.record_comparison(
+            space.store, user, prompt.messages, answers, ranks, vote.all_bad, "api", vote.uuid, vote.comment
+        )
     return Voted(task_id=task_id)
 
 

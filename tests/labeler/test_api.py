@@ -358,6 +358,10 @@ def test_a_comparison_lands_once(app: Team) -> None:
     assert first.status_code == 200
     assert app.ask("ann", "POST", "/comparisons", vote).json() == first.json()
     assert scalar(app.workspace.store.db, "SELECT source FROM events WHERE uuid = ?", [vote["uuid"]]) == "api"
+    assert app.ask("bob", "POST", "/comparisons", vote).status_code == 409
+    for wrong in ({"ranks": [1, 2, 3]}, {"ranks": []}, {"prompt": [{"role": "assistant", "content": "Which?"}]}):
+        answer = app.ask("ann", "POST", "/comparisons", vote | {"uuid": str(uuid.uuid4())} | wrong)
+        assert (answer.status_code, bool(problem(answer))) == (422, True)
     vote |= {"uuid": str(uuid.uuid4()), "completions": [{"text": "This.", "checkpoint_id": 99}, {"text": "That."}]}
     assert app.ask("ann", "POST", "/comparisons", vote).status_code == 422
 
@@ -416,7 +420,7 @@ def test_a_run_is_queued_read_and_stopped(app: Team) -> None:
         (b'{"name": "a", "tags": "helpful"}', 422),
         (b'{"name": " "}', 422),
         (b'{"name": "a", "nonsense": 1}', 422),
-        (b'{"name": "' + b"a" * 9 * 2**20 + b'"}', 413),
+        (b'{"name": "' + b"a" * 17 * 2**20 + b'"}', 413),
     ],
 )
 def test_nonsense_is_answered_with_one_line(app: Team, body: bytes, status: int) -> None:
