@@ -1,4 +1,4 @@
-"""The store without the pages: python -m labeler {init,user,import,export,backup}."""
+"""The store without the pages: python -m labeler {init,user,token,import,export,backup}."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from data.records import InputError
-from labeler import snapshots, users
+from labeler import snapshots, tokens, users
 from labeler.imports import import_file
-from labeler.store import explain
+from labeler.store import explain, one
 from labeler.workspace import Workspace, open_workspace
 from training.config import DEFAULT_MODEL
 
@@ -46,6 +46,21 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--role", choices=users.ROLES, default="annotator")
     add.add_argument("--generate", action="store_true", help="make up a password and print it, instead of asking")
     user.add_parser("list", help="everybody, with their role and number of rankings")
+
+    token = commands.add_parser("token", help="keys for programs that use the REST interface")
+    token_commands = token.add_subparsers(dest="token_command", required=True)
+    for name, text in (
+        ("create", "make a token and print it, this once"),
+        ("list", "the tokens of a user"),
+        ("revoke", "make a token worthless"),
+    ):
+        command = token_commands.add_parser(name, help=text)
+        command.add_argument("--user", required=True)
+        if name == "create":
+            command.add_argument("--name", required=True, help="the program that will use it")
+            command.add_argument("--days", type=float, help="how long it lasts; default: until it is revoked")
+        elif name == "revoke":
+            command.add_argument("id", type=int)
 
     load = commands.add_parser("import", help="prompts, preferences or demonstrations from a file")
     load.add_argument("file", type=Path)
@@ -80,6 +95,22 @@ def _user(workspace: Workspace, options: argparse.Namespace) -> str:
     return f"{line} with the password {password}" if generated else line
 
 
+def _token(workspace: Workspace, options: argparse.Namespace) -> str:
+    row = one(workspace.store.db, "SELECT id, name, role FROM users WHERE name = ?", [options.user.strip()])
+    if row is None:
+        raise InputError(f"there is no user {options.user!r}; make one: python -m labeler user add NAME")
+    user = users.User(**row)
+    if options.token_command == "create":
+        secret, _ = tokens.create_token(workspace.store, user, options.name, options.days)
+        return secret
+    if options.token_command == "revoke":
+        tokens.revoke_token(workspace.store, user, options.id)
+        return f"token {options.id} is revoked"
+    found = tokens.list_tokens(workspace.store, user)
+    lines = [f"{token.id}\t{token.name}\t{'revoked' if token.revoked_at else 'in force'}" for token in found]
+    return "\n".join(lines) or "none yet"
+
+
 def _import(workspace: Workspace, options: argparse.Namespace) -> str:
     return str(import_file(workspace.store, options.file, users.local_owner(workspace.store)))
 
@@ -95,7 +126,7 @@ def _backup(workspace: Workspace, options: argparse.Namespace) -> str:
     return f"{options.file}: {options.file.stat().st_size:,} bytes"
 
 
-COMMANDS = {"init": _init, "user": _user, "import": _import, "export": _export, "backup": _backup}
+COMMANDS = {"init": _init, "user": _user, "token": _token, "import": _import, "export": _export, "backup": _backup}
 
 
 if __name__ == "__main__":

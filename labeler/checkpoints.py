@@ -77,6 +77,12 @@ def of_run(store: Store, run_id: str) -> list[Checkpoint]:
     ]
 
 
+def since(store: Store, after_id: int, limit: int) -> list[Checkpoint]:
+    """The next `limit` checkpoints after this id, of every base model and pruned ones included."""
+    sql = "SELECT * FROM checkpoints WHERE id > ? ORDER BY id LIMIT ?"
+    return [_from_row(row) for row in rows(store.db, sql, [after_id, limit])]
+
+
 def choices(workspace: Workspace, kinds: Sequence[str] = CHAT_KINDS) -> list[tuple[str, int]]:
     """(name, id) pairs for a dropdown."""
     return [(c.name, c.id) for c in list_checkpoints(workspace, kinds)]

@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
 from labeler import auth, invitations, jobs, ui
+from labeler.api import PATH as API
+from labeler.api import create_api
 from labeler.store import one, scalar
 from labeler.ui import theme
 from labeler.ui.data import KEEPERS
@@ -80,6 +82,7 @@ def create_app(workspace: Workspace, host: str = "127.0.0.1") -> FastAPI:
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, workspace=workspace, host=host)
     _add_routes(app, workspace)
+    app.mount(API, create_api(workspace))
     gr.mount_gradio_app(
         app,
         ui.build(workspace),
@@ -267,7 +270,8 @@ class Guard:
         navigation = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if not _same_origin(headers, host) and not (navigation and headers.get("sec-fetch-dest") == "document"):
             return JSONResponse({"detail": "requests from other sites are refused"}, 403)
-        if not login or path in OPEN_PATHS or path.startswith(INVITE_PATH):
+        # the API asks for a token or a session itself
+        if not login or path in OPEN_PATHS or path.startswith((INVITE_PATH, f"{API}/")):
             return None
         cookies = {key: morsel.value for key, morsel in SimpleCookie(headers.get("cookie", "")).items()}
         if auth.user_of(self.store, cookies) is not None:
