@@ -308,15 +308,7 @@ def rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
 
 def demonstrations(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """Answers people wrote: imported, or rewritten while ranking; then completions alone on rank 1."""
-    if not set(filters) & {
-        "annotators",
-        "exclude_annotators",
-        "sources",
-        "checkpoint_ids",
-        "since",
-        "until",
-        "project_ids",
-    }:
+    if not set(filters) - {"categories", "event_high_water", "top_ranked_as_demonstrations"}:
         params: list[Any] = []
         where = "AND " + _in("p.category", filters["categories"], params) if "categories" in filters else ""
         sql = f"""SELECT p.messages, c.text FROM completions AS c JOIN prompts AS p ON p.id = c.prompt_id
