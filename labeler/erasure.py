@@ -166,5 +166,6 @@ def _delete(store: Store, name: str) -> None:
     if path.is_relative_to(store.path.parent.resolve()):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+            path.with_name(f"{path.name}.zip").unlink(missing_ok=True)
         else:
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _write_dataset(folder: Path, made: Iterator[Row], chosen: Filters) -> tuple[
     writer: Any = None
     try:
         (partial / "data").mkdir(parents=True)
-        while batch := [row for row, _ in zip(made, range(BATCH_ROWS), strict=False)]:
+        while batch := list(islice(made, BATCH_ROWS)):
             for row in batch:
                 digest.update((json.dumps(row, ensure_ascii=False) + "\n").encode())
             if count // SHARD_ROWS != (count - BATCH_ROWS) // SHARD_ROWS:
