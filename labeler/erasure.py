@@ -80,7 +80,12 @@ def clean(store: Store) -> bool:
     try:
         if has_index(db):
             with store.write():
-                db.execute("INSERT INTO search (search) VALUES ('rebuild')")  # deleted words stay in it otherwise
+                db.execute("INSERT INTO search (search) VALUES ('delete-all')")  # deleted words stay in it otherwise
+                columns = "event_id, prompt, completions, comment"
+                db.execute(
+                    f"INSERT INTO search ({columns.replace('event_id', 'rowid')})"
+                    f" SELECT {columns} FROM ranking_texts ORDER BY event_id"
+                )
         db.execute("PRAGMA secure_delete = ON")
         db.execute("VACUUM")
         busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]

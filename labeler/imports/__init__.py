@@ -150,7 +150,7 @@ class _Import:
         started, batch, size = time.monotonic(), [], 0
         last_place = ""
         for place, item in self.found.items(on_bad):
-            result.rows += place != last_place or item is None
+            result.rows += place != last_place
             last_place = place
             if item is not None:
                 batch.append((place, item))

@@ -36,12 +36,13 @@ class Source:
         return f"rows with the columns {', '.join(self.names)}"
 
     def items(self, on_bad: OnBad) -> Iterator[tuple[str, Item | None]]:
-        """(place, item) of each row; None after what could not be read, which `on_bad` was told."""
+        """(place, item); a foreign record may be several. None where a row is bad, which `on_bad` was told."""
         bad: list[InputError] = []
         for place, raw in read_rows(self.path, bad.append):
             while bad:
-                on_bad(bad.pop(0))
-                yield place, None
+                unread = bad.pop(0)
+                on_bad(unread)
+                yield str(unread), None
             try:
                 for row in self._rows(raw):
                     yield place, parse_item(row)
@@ -50,7 +51,7 @@ class Source:
                 yield place, None
         for unread in bad:
             on_bad(unread)
-            yield str(self.path), None
+            yield str(unread), None
 
     def _rows(self, raw: Row) -> Iterator[Row]:
         if self.tool:

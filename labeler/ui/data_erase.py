@@ -44,7 +44,7 @@ def build(workspace: Workspace) -> None:
         people = rows(workspace.store.db, "SELECT id, name FROM users WHERE name NOT LIKE 'erased-%' ORDER BY name")
         return [gr.update(choices=[(row["name"], row["id"]) for row in people], value=None), past_html(workspace)]
 
-    def erase(user_id: int | None, files: str, typed: str, request: gr.Request) -> str:
+    def erase(user_id: int | None, files: str, typed: str, request: gr.Request) -> list[Any]:
         try:
             user = keeper(request, workspace)
             found = one(workspace.store.db, "SELECT name FROM users WHERE id = ?", [user_id or 0])
@@ -54,15 +54,15 @@ def build(workspace: Workspace) -> None:
                 raise InputError(f"type {found['name']} to confirm; nothing was deleted")
             made = erasure.erase(workspace.store, user, int(user_id or 0), files)
         except InputError as error:
-            return notice(sentence(error), bad=True)
+            return [notice(sentence(error), bad=True), gr.update(), gr.update()]
         said = ", ".join(plural(count, name.rstrip("s")) for name, count in made.counts.items() if count)
-        if made.clean:
-            return notice(f"Deleted: {said or 'only the name, there was nothing else'}.")
-        busy = "The database was in use, so deleted bytes may still lie in the file; run: python -m labeler clean"
-        return notice(f"Deleted: {said or 'only the name'}. {busy}", bad=True)
+        said = f"Deleted: {said or 'only the name, there was nothing else'}."
+        if not made.clean:
+            said += " The database was in use, so deleted bytes may still lie in it; run: python -m labeler clean"
+        return [notice(said, bad=not made.clean), *refresh(request)]
 
-    button.click(erase, [person, files, confirm], done, api_visibility="private", show_progress_on=button).then(
-        refresh, None, [person, past], **page.QUIET
+    button.click(
+        erase, [person, files, confirm], [done, person, past], api_visibility="private", show_progress_on=button
     )
     page.on_show(refresh, [], [person, past])
 

@@ -78,7 +78,7 @@ def build(workspace: Workspace) -> gr.Textbox:
         except InputError as error:
             said = str(error).replace(path, Path(path).name)
             return [
-                notice(f"Nothing can be imported. {sentence(said)}", bad=True),
+                notice(f"Nothing can be imported: {said}.", bad=True),
                 gr.update(visible=False),
                 gr.update(),
                 *hidden,
@@ -107,8 +107,8 @@ def build(workspace: Workspace) -> gr.Textbox:
             chosen = mapping(values) if not detect(Path(path)).tool else None
             importer.start(Path(path), user, int(project_id), on_error, chosen)
         except InputError as error:
-            said = sentence(str(error).replace(path, Path(path).name))
-            return [notice(f"Nothing was imported. {said}", bad=True), gr.update(), gr.update(), gr.update()]
+            said = str(error).replace(path, Path(path).name)
+            return [notice(f"Nothing was imported: {said}.", bad=True), gr.update(), gr.update(), gr.update()]
         return tick(request)
 
     def tick(request: gr.Request) -> list[Any]:
@@ -211,7 +211,7 @@ def result_html(importer: Importer) -> str:
     running = importer.last
     assert running is not None
     if running.result is None:
-        return notice(f"Nothing was imported. {sentence(running.problem)}", bad=True)
+        return notice(f"Nothing was imported: {running.problem}.", bad=True)
     result: imports.Imported = running.result
     said = notice(f"{running.name}: {result}.")
     if result.errors:
