@@ -132,7 +132,7 @@ def test_bad_rows_and_columns(make_app: MakeApp, page: Page, tmp_path: Path) -> 
     page.locator("#data-columns button").first.click()
     for field, column in (("prompt", "task"), ("chosen", "two"), ("rejected", "one")):
         page.locator(f"#data-map-{field} input").click()
-        page.get_by_role("option", name=column, exact=True).click()
+        page.locator(f"#data-map-{field}").get_by_role("option", name=column, exact=True).click()
     expect(page.locator("#data-preview li")).to_contain_text("a ranking of 2")
     page.locator("#data-import-start").click()
     expect(page.locator("#data-imported")).to_contain_text("1 rows read; added 1 prompts, 1 tasks, 1 rankings")
