@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _init(workspace: Workspace, options: argparse.Namespace) -> str:
-    counts = snapshots.count(workspace.store)
+    counts = snapshots.count(workspace.store, kinds=("preferences", "prompts"))
     return f"{workspace.folder}: {counts['prompts']:,} prompts, {counts['rankings']:,} rankings"
 
 

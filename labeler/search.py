@@ -61,7 +61,7 @@ def find(store: Store, query: Query, before: int | None = None, limit: int = PAG
     """The newest rankings that fit, older than the event `before`.
 
     Each row: event_id, task_id, created_at, source, annotator, project, prompt (messages), completions, ranks, all_bad,
-    comment, agreement (share of pairs, or None).
+    comment, agreement (share of pairs, or None) and people (how many ranked the task then).
     """
     db = store.db
     source, where, params = _conditions(db, query)
@@ -152,11 +152,11 @@ def _terms(words: str) -> list[str]:
 
 def _by_agreement(db: Database, ids: list[int], wanted: str) -> list[int]:
     shares = agreements(db, ids)
-    return [i for i in ids if (share := shares.get(i)) is not None and (share < HALF) == (wanted == "low")]
+    return [i for i in ids if i in shares and (shares[i][0] < HALF) == (wanted == "low")]
 
 
-def agreements(db: Database, event_ids: Iterable[int]) -> dict[int, float]:
-    """event id -> the share of pairs of its task's completions on which the people who ranked both agree.
+def agreements(db: Database, event_ids: Iterable[int]) -> dict[int, tuple[float, int]]:
+    """event id -> the share of pairs of its task's completions on which people agree, and how many people ranked it.
 
     Events of tasks that fewer than two people ranked, or without a pair in common, are left out.
     """
@@ -166,8 +166,8 @@ def agreements(db: Database, event_ids: Iterable[int]) -> dict[int, float]:
     tasks: dict[int, list[list[int | None]]] = {}
     for row in rows(db, sql, [json.dumps(list(event_ids))]):
         tasks.setdefault(row["asked"], []).append(json.loads(row["ranks"]))
-    shares = {event_id: agreement(said) for event_id, said in tasks.items()}
-    return {event_id: share for event_id, share in shares.items() if share is not None}
+    shares = {event_id: (agreement(said), len(said)) for event_id, said in tasks.items()}
+    return {event_id: (share, people) for event_id, (share, people) in shares.items() if share is not None}
 
 
 def agreement(rankings: list[list[int | None]]) -> float | None:
@@ -198,5 +198,5 @@ def _details(db: Database, event_ids: list[int]) -> list[Row]:
         texts = dict(db.execute(sql, [json.dumps(ids)]).fetchall())
         row["completions"] = [texts[i] for i in ids]
         row["ranks"], row["prompt"] = json.loads(row["ranks"]), json.loads(row["prompt"])
-        row["agreement"] = shares.get(row["event_id"])
+        row["agreement"], row["people"] = shares.get(row["event_id"], (None, None))
     return found

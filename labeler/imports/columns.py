@@ -27,7 +27,7 @@ FIELDS = {
     "margin": "how much better, in units of the score",
 }
 SYNONYMS = {
-    "prompt": "instruction question query input context post user_prompt user_input request",
+    "prompt": "instruction question query input task context post user_prompt user_input request",
     "chosen": "chosen_response preferred preferred_response better better_response accepted positive good",
     "rejected": "rejected_response dispreferred worse worse_response unpreferred negative bad",
     "winner": "preference choice winning_side label preferred_option verdict",

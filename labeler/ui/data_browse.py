@@ -33,13 +33,11 @@ element.addEventListener('click', event => {
 def build(workspace: Workspace, changed: Sequence[Any]) -> list[Any]:
     """Make the list; it is read again when one of `changed` changes. Returns the filters' components."""
     gr.HTML("<h2>Rankings</h2>")
+    words = gr.Textbox(
+        placeholder='Words, or "a phrase"', label="Search prompts, completions and comments", elem_id="data-words",
+        max_lines=1,
+    )  # fmt: skip
     with gr.Row(elem_classes="data-search"):
-        words = gr.Textbox(
-            placeholder='words in prompt, completions or comment; "a phrase"',
-            label="Search",
-            elem_id="data-words",
-            scale=3,
-        )
         project = gr.Dropdown([("Any project", 0)], value=0, label="Project", elem_id="data-in-project")
         annotator = gr.Dropdown([("Anybody", "")], value="", label="Annotator", elem_id="data-annotator")
         checkpoint = gr.Dropdown([("Any checkpoint", 0)], value=0, label="Checkpoint", elem_id="data-checkpoint")
@@ -168,7 +166,9 @@ def list_html(found: search.Page, filtered: bool, index: bool) -> str:
 def _entry(row: Row) -> str:
     ranks = "all bad" if row["all_bad"] else " ".join("–" if rank is None else str(rank) for rank in row["ranks"])
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created_at"]))
-    share = "" if row["agreement"] is None else f"<span class='meta'>{row['agreement']:.0%} agree</span>"
+    share = ""
+    if row["agreement"] is not None:
+        share = f"<span class='meta'>{row['people']} people, {row['agreement']:.0%} of pairs agree</span>"
     answers = "".join(
         f"<li><span class='rank'>{'–' if rank is None else rank}</span><div class='said'>{escape(text)}</div></li>"
         for rank, text in sorted(
