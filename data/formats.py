@@ -23,45 +23,64 @@ LIST_COLUMNS = ("completions", "ranks", "messages", "finish_reasons", "completio
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 
 
+MAX_LINE = 2**26
+"""Bytes of a line, a cell or a JSON object (64 MiB): more is no row of text."""
+MAX_RATIO = 200
+"""A compressed file that grows by more than this (and past FREE bytes) is a trap; text shrinks 3 to 20 times."""
+FREE = 2**28
+
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
+OnBad = Callable[[InputError], None]
+"""Is told of a row that cannot be read; reading goes on behind it."""
 
 
-def read_rows(path: Path | str) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path | str, on_bad: OnBad | None = None) -> Iterator[tuple[str, Row]]:
     """Yield (place, row) for every row of a data file; `place` reads "file:line" and goes into error messages.
 
-    Raises InputError where the file is missing, truncated, wrongly encoded or of an unknown kind.
+    Raises InputError where the file is missing, truncated, wrongly encoded or of an unknown kind, and at the first bad
+    row unless there is `on_bad` to tell.
     """
-    path = Path(path)
+    from data import containers
+
+    path, bad = Path(path), on_bad or _stop
     try:
-        if (path / "dataset_info.json").exists() or (HUB_NAME.fullmatch(str(path)) and not path.exists()):
-            yield from _read_dataset(str(path))
+        if HUB_NAME.fullmatch(str(path)) and not path.exists():
+            yield from _read_hub(str(path))
             return
         if not path.exists():
             raise InputError(f"{path}: no such file")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder, and not of a saved dataset; name a .jsonl, .parquet or .csv file")
         name = path.name.lower()
-        if name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")):
-            yield from _read_json_lines(path)
+        if path.is_dir():
+            yield from containers.read_folder(path)
+        elif name.endswith((".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")):
+            yield from _read_json_lines(path, bad)
+        elif name.endswith(".json"):
+            yield from containers.read_json(path, bad)
         elif name.endswith(".parquet"):
             yield from _read_parquet(path)
         elif name.endswith((".csv", ".csv.gz")):
-            yield from _read_csv(path)
+            yield from _read_csv(path, bad)
+        elif name.endswith(".zip"):
+            yield from containers.read_zip(path, bad)
         else:
-            raise InputError(f"{path}: unknown kind of file; use .jsonl, .jsonl.gz, .parquet or .csv")
+            raise InputError(f"{path}: unknown kind of file; use .jsonl, .jsonl.gz, .json, .parquet or .csv")
     except PermissionError:
         raise InputError(f"{path}: may not be read by this user; change its permissions") from None
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); copy or compress it again") from None
 
 
-def _read_dataset(name: str) -> Iterator[tuple[str, Row]]:
-    """A dataset that `datasets` saved into a folder, or one of the hub: owner/name or owner/name:split (train)."""
-    from datasets import load_dataset, load_from_disk
+def _stop(error: InputError) -> None:
+    raise error
+
+
+def _read_hub(name: str) -> Iterator[tuple[str, Row]]:
+    """A dataset of the hub: owner/name or owner/name:split (train)."""
+    from datasets import load_dataset
 
     hub_name, _, split = name.partition(":")
     try:
-        found = load_from_disk(name) if Path(name).is_dir() else load_dataset(hub_name, split=split or "train")
+        found = load_dataset(hub_name, split=split or "train")
     except Exception as error:  # whatever a network, a hub or a file can do wrong
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name}: no such file, and not to be loaded as a dataset ({reason})") from None
@@ -69,19 +88,27 @@ def _read_dataset(name: str) -> Iterator[tuple[str, Row]]:
         yield f"{name}:row {number}", {key: value for key, value in row.items() if value is not None}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, bad: OnBad = _stop) -> Iterator[tuple[int, str]]:
     """Yield (number, line) of a text file, gzipped or not; a byte-order mark is dropped."""
+    most = max(FREE, MAX_RATIO * path.stat().st_size)
+    read = number = 0
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        while line := file.readline(MAX_LINE):
+            number, read = number + 1, read + len(line)
+            if len(line) == MAX_LINE:
+                raise InputError(f"{path}:{number}: the line is longer than {MAX_LINE:,} bytes; write one row a line")
+            if read > most:
+                raise InputError(
+                    f"{path}: unpacks to over {MAX_RATIO} times its size; unpack it first if that is right"
+                )
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: is not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8"
-                ) from None
+                where = f"byte {error.start + 1} of the line"
+                bad(InputError(f"{path}:{number}: is not UTF-8 text ({where}); save the file as UTF-8"))
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """What JSON text says. Raises InputError where it is broken, too deep, or names a field twice."""
     try:
         return json.loads(text, object_pairs_hook=_fields)
@@ -102,19 +129,21 @@ def _fields(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    for number, line in _lines(path):
+def _read_json_lines(path: Path, bad: OnBad) -> Iterator[tuple[str, Row]]:
+    for number, line in _lines(path, bad):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
-            row = _parse_json(line)
+            row = parse_json(line)
         except InputError as error:
             hint = "; write one object a line" if str(error).startswith("not JSON") else ""
-            raise InputError(f"{place}: {error}{hint}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: a row must be a JSON object, not {_kind(row)}; write one object a line")
-        yield place, row
+            bad(InputError(f"{place}: {error}{hint}"))
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            bad(InputError(f"{place}: a row must be a JSON object, not {_kind(row)}; write one object a line"))
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -123,7 +152,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pq.ParquetFile(path)
+        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        if max(groups, default=0) > max(FREE, MAX_RATIO * path.stat().st_size):
+            raise InputError(f"{path}: unpacks to over {MAX_RATIO} times its size; write it again without compression")
+        for batch in file.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:row {number}", {key: value for key, value in row.items() if value is not None}
@@ -136,8 +169,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
         raise InputError(f"{path}: a text after row {number} is not UTF-8; write the file again") from None
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+def _read_csv(path: Path, bad: OnBad) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(MAX_LINE)
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
     try:
@@ -148,23 +181,36 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
                 if len(set(header)) < len(header):
                     raise InputError(f"{place}: two columns have the same name; rename one")
             elif len(cells) > len(header):
-                raise InputError(
-                    f"{place}: {len(cells)} cells but {len(header)} columns; put a text that holds commas in quotes"
-                )
+                wide = f"{place}: {len(cells)} cells but {len(header)} columns"
+                bad(InputError(f"{wide}; put a text that holds commas in quotes"))
             elif cells:
                 filled = {key: cell for key, cell in zip(header, cells, strict=False) if key and cell}
                 try:
-                    yield place, {key: _cell(key, cell) for key, cell in filled.items()}
+                    row = {key: _cell(key, cell) for key, cell in filled.items()}
                 except InputError as error:
-                    raise InputError(f"{place}: {error}") from None
+                    bad(InputError(f"{place}: {error}"))
+                else:
+                    yield place, row
     except csv.Error as error:
         raise InputError(
             f"{path}:{reader.line_num}: broken CSV ({error}); double every quote inside a quoted text"
         ) from None
 
 
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""What a spreadsheet might run. `guard` puts an apostrophe before it (one more where there are some), `_cell` takes one
+away again."""
+
+
+def guard(text: str) -> str:
+    """The text as it goes into a CSV cell: no spreadsheet takes it for a formula, and reading it gives it back."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
 def _cell(column: str, text: str) -> Any:
     """A cell's value: lists travel through CSV as JSON text, and so do chat messages."""
+    if text.startswith("'") and FORMULA.match(text):
+        text = text[1:]
     if column in ("margin", "weight"):
         try:
             return float(text)
@@ -172,7 +218,7 @@ def _cell(column: str, text: str) -> Any:
             raise InputError(f"{column} {shown(text)} is not a number") from None
     if column in (*LIST_COLUMNS, *TEXT_COLUMNS) and text.lstrip().startswith("["):
         with contextlib.suppress(InputError):  # a text that only begins with a bracket
-            value = _parse_json(text)
+            value = parse_json(text)
             if column in LIST_COLUMNS or (value and all(isinstance(item, dict) for item in value)):
                 return value
     return text

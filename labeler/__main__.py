@@ -1,4 +1,4 @@
-"""The store without the pages: python -m labeler {init,user,token,import,export,backup}."""
+"""The store without the pages: python -m labeler {init,user,token,import,export,erase,clean,backup}."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 from data.records import InputError
-from labeler import snapshots, tokens, users
-from labeler.imports import import_file
+from labeler import erasure, exports, snapshots, tokens, users
+from labeler.imports import ON_ERROR, Progress, import_file
+from labeler.imports.columns import FIELDS
+from labeler.projects import FIRST, all_projects
 from labeler.store import explain, one
 from labeler.workspace import Workspace, open_workspace
 from training.config import DEFAULT_MODEL
@@ -62,18 +64,32 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "revoke":
             command.add_argument("id", type=int)
 
-    load = commands.add_parser("import", help="prompts, preferences or demonstrations from a file")
+    load = commands.add_parser("import", help="prompts, preferences or demonstrations from a file or dataset folder")
     load.add_argument("file", type=Path)
-    export = commands.add_parser("export", help="training data into a .jsonl or .jsonl.gz file")
+    load.add_argument("--project", default=str(FIRST), help="id or name of the project that the tasks go to")
+    load.add_argument("--on-error", choices=ON_ERROR, default="stop", help="; ".join(map(": ".join, ON_ERROR.items())))
+    load.add_argument(
+        "--map", action="append", metavar="FIELD=COLUMN", help=f"which column is what: {', '.join(FIELDS)}; repeat it"
+    )
+    export = commands.add_parser("export", help="training data for us and others; a folder with --format dataset")
     export.add_argument("file", type=Path)
-    export.add_argument("--kind", choices=snapshots.KINDS, default="preferences")
+    export.add_argument("--format", choices=exports.FORMS, default="rankings")
+    for name, what in snapshots.FILTERS.items():
+        if name not in ("top_ranked_as_demonstrations", "event_high_water"):
+            export.add_argument(
+                f"--{name.replace('_', '-')}", nargs=1 if name in ("since", "until") else "+", help=what
+            )
+    erase = commands.add_parser("erase", help="delete a person's data for good")
+    erase.add_argument("name")
+    erase.add_argument("--files", choices=("delete", "keep"), required=True, help="snapshots that held it")
+    commands.add_parser("clean", help="rewrite the database without what was deleted, where erase could not")
     backup = commands.add_parser("backup", help="copy the database, also while the app runs")
     backup.add_argument("file", type=Path)
     return parser
 
 
 def _init(workspace: Workspace, options: argparse.Namespace) -> str:
-    counts = snapshots.count(workspace.store)
+    counts = snapshots.count(workspace.store, kinds=("preferences", "prompts"))
     return f"{workspace.folder}: {counts['prompts']:,} prompts, {counts['rankings']:,} rankings"
 
 
@@ -112,13 +128,62 @@ def _token(workspace: Workspace, options: argparse.Namespace) -> str:
 
 
 def _import(workspace: Workspace, options: argparse.Namespace) -> str:
-    return str(import_file(workspace.store, options.file, users.local_owner(workspace.store)))
+    projects = {str(key): p.id for p in all_projects(workspace.store.db) for key in (p.id, p.name)}
+    if options.project not in projects:
+        raise InputError(f"there is no project {options.project!r}; use {', '.join(projects)}")
+    mapping: dict[str, str | list[str]] = {}
+    for pair in options.map or ():
+        field, _, column = pair.partition("=")
+        known = mapping.get(field)
+        mapping[field] = column if known is None else [*([known] if isinstance(known, str) else known), column]
+    owner = users.local_owner(workspace.store)
+    result = import_file(
+        workspace.store, options.file, owner, project_id=projects[options.project], on_error=options.on_error,
+        mapping=mapping or None, watch=_watch if sys.stderr.isatty() else None,
+    )  # fmt: skip
+    for error in result.errors:
+        print(error, file=sys.stderr)
+    return str(result)
+
+
+def _watch(progress: Progress) -> bool:
+    total = f" of about {progress.total:,}" if progress.total else ""
+    left = f", {progress.left:,.0f} s left" if progress.left else ""
+    print(f"\r{progress.stage}: {progress.rows:,}{total} rows{left}\033[K", end="", file=sys.stderr, flush=True)
+    return True
 
 
 def _export(workspace: Workspace, options: argparse.Namespace) -> str:
     owner = users.local_owner(workspace.store)
-    snapshot = snapshots.write_snapshot(workspace.store, options.file.resolve(), options.kind, {}, owner)
-    return f"{options.file}: {snapshot.counts['rows']:,} rows, sha256 {snapshot.sha256}"
+    filters: dict[str, object] = {}
+    for name in snapshots.FILTERS:
+        given = getattr(options, name, None)
+        if given is None:
+            continue
+        try:
+            if name in ("since", "until"):
+                filters[name] = float(given[0])
+            else:
+                filters[name] = [int(value) for value in given] if name.endswith("_ids") else given
+        except ValueError:
+            raise InputError(f"--{name.replace('_', '-')} takes numbers, not {' '.join(given)}") from None
+    made = exports.write_export(workspace.store, options.file.resolve(), options.format, filters, owner)
+    return f"{options.file}: {made.counts['rows']:,} rows, sha256 {made.sha256}"
+
+
+def _erase(workspace: Workspace, options: argparse.Namespace) -> str:
+    person = one(workspace.store.db, "SELECT id FROM users WHERE name = ?", [options.name])
+    if person is None:
+        raise InputError(f"there is no user {options.name!r}")
+    made = erasure.erase(workspace.store, users.local_owner(workspace.store), person["id"], options.files)
+    counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
+    return f"erased-{person['id']}: {counts}" + ("" if made.clean else "; now run: python -m labeler clean")
+
+
+def _clean(workspace: Workspace, options: argparse.Namespace) -> str:
+    if not erasure.clean(workspace.store):
+        raise InputError("the database is in use; try again when nobody works")
+    return "clean"
 
 
 def _backup(workspace: Workspace, options: argparse.Namespace) -> str:
@@ -126,7 +191,10 @@ def _backup(workspace: Workspace, options: argparse.Namespace) -> str:
     return f"{options.file}: {options.file.stat().st_size:,} bytes"
 
 
-COMMANDS = {"init": _init, "user": _user, "token": _token, "import": _import, "export": _export, "backup": _backup}
+COMMANDS = {
+    "init": _init, "user": _user, "token": _token, "import": _import, "export": _export, "erase": _erase,
+    "clean": _clean, "backup": _backup,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

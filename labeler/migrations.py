@@ -453,3 +453,116 @@ def m006_tokens(db: Database) -> None:
             "CREATE INDEX tokens_user ON tokens (user_id, id)",
         ],
     )
+
+
+ERASED = '{"erased": true}'
+"""What is left of an event's payload when a person's data was deleted."""
+
+
+@steps()
+def m005_search(db: Database) -> None:
+    """Rankings are found by their words, listed and counted fast; a person's data can be deleted.
+
+    `in_force` holds one row for each assignment whose last word is a ranking; triggers keep it and the index of words.
+    """
+    ranked = """SELECT count(*) AS n FROM json_each(e.payload, '$.ranks') AS r
+        JOIN json_each(e.payload, '$.completion_ids') AS i ON i.key = r.key JOIN completions AS c ON c.id = i.value
+        WHERE r.value IS NOT NULL AND trim(c.text, char(9, 10, 13, 32)) != '' GROUP BY r.value"""
+    _run(
+        db,
+        [
+            """CREATE TABLE in_force (
+                event_id INTEGER PRIMARY KEY REFERENCES events (id),
+                assignment_id INTEGER NOT NULL UNIQUE REFERENCES assignments (id),
+                task_id INTEGER NOT NULL REFERENCES tasks (id),
+                project_id INTEGER REFERENCES projects (id),
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                created_at REAL NOT NULL,
+                pairs INTEGER NOT NULL, -- comparisons to learn from, ties included
+                ties INTEGER NOT NULL
+            ) STRICT""",
+            "CREATE INDEX in_force_task ON in_force (task_id)",
+            "CREATE INDEX in_force_user ON in_force (user_id, event_id)",
+            "CREATE INDEX in_force_project ON in_force (project_id, event_id)",
+            f"""CREATE VIEW ranking_rows AS SELECT e.id AS event_id, e.assignment_id, a.task_id, t.project_id,
+                    a.user_id, e.created_at,
+                    iif(json_extract(e.payload, '$.all_bad'), 0,
+                        (SELECT coalesce(sum(n) * (sum(n) - 1) / 2, 0) FROM ({ranked}))) AS pairs,
+                    iif(json_extract(e.payload, '$.all_bad'), 0,
+                        (SELECT coalesce(sum(n * (n - 1) / 2), 0) FROM ({ranked}))) AS ties
+                FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id""",
+            """CREATE VIEW ranking_texts AS SELECT f.event_id,
+                    (SELECT group_concat(json_extract(m.value, '$.content'), char(10))
+                        FROM json_each(p.messages) AS m) AS prompt,
+                    (SELECT group_concat(c.text, char(10)) FROM task_completions AS tc
+                        JOIN completions AS c ON c.id = tc.completion_id WHERE tc.task_id = f.task_id) AS completions,
+                    said.text AS comment
+                FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id JOIN prompts AS p ON p.id = t.prompt_id
+                JOIN (SELECT id, coalesce(json_extract(payload, '$.comment'), '') || char(10)
+                    || coalesce(json_extract(payload, '$.rewrite'), '') AS text FROM events) AS said
+                    ON said.id = f.event_id""",
+            *_search_index(db),
+            "INSERT INTO in_force SELECT r.* FROM latest_rankings AS l JOIN ranking_rows AS r USING (event_id)",
+            """CREATE TRIGGER events_in_force AFTER INSERT ON events
+                WHEN NEW.kind IN ('submit', 'skip', 'retract', 'adjudicate') BEGIN
+                DELETE FROM in_force WHERE assignment_id = NEW.assignment_id;
+                INSERT INTO in_force SELECT * FROM ranking_rows
+                    WHERE event_id = NEW.id AND NEW.kind IN ('submit', 'adjudicate');
+                END""",
+            # events are never changed, but for this: what a person said is replaced by a tombstone
+            "DROP TRIGGER events_no_update",
+            f"""CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+                WHEN NEW.payload != '{ERASED}' OR (NEW.id, NEW.uuid, NEW.assignment_id, NEW.user_id, NEW.kind,
+                    NEW.source, NEW.created_at) != (OLD.id, OLD.uuid, OLD.assignment_id, OLD.user_id, OLD.kind,
+                    OLD.source, OLD.created_at) OR NEW.client_time IS NOT OLD.client_time
+                BEGIN SELECT RAISE(ABORT, 'events are append-only'); END""",
+            """CREATE TRIGGER events_erased BEFORE UPDATE ON events BEGIN
+                DELETE FROM in_force WHERE event_id = OLD.id; END""",
+            "DROP VIEW latest_rankings",
+            """CREATE VIEW latest_rankings AS
+                SELECT f.event_id, e.uuid, f.assignment_id, f.task_id, t.prompt_id, f.project_id, f.user_id,
+                    e.source, a.purpose, t.gold_ranks,
+                    json_extract(e.payload, '$.completion_ids') AS completion_ids,
+                    json_extract(e.payload, '$.ranks') AS ranks,
+                    json_extract(e.payload, '$.all_bad') AS all_bad,
+                    json_extract(e.payload, '$.comment') AS comment,
+                    e.payload, e.client_time, f.created_at
+                FROM in_force AS f
+                JOIN events AS e ON e.id = f.event_id
+                JOIN assignments AS a ON a.id = f.assignment_id
+                JOIN tasks AS t ON t.id = f.task_id""",
+            # imports look for the same completion of the same prompt, and for the task it stands in
+            "DROP INDEX completions_prompt",
+            "CREATE INDEX completions_prompt ON completions (prompt_id, substr(text, 1, 32))",
+            "CREATE INDEX completions_demonstrations ON completions (id) WHERE source = 'demonstration'",
+            "CREATE INDEX task_completions_completion ON task_completions (completion_id)",
+            "CREATE INDEX assignments_repeat ON assignments (id) WHERE purpose = 'repeat'",
+            "ALTER TABLE completions ADD COLUMN written_by INTEGER REFERENCES users (id)",  # NULL: a model, or unknown
+            "ALTER TABLE snapshots ADD COLUMN format TEXT NOT NULL DEFAULT 'rows'",
+            "ALTER TABLE snapshots ADD COLUMN erased_at REAL",  # somebody in it was deleted: it cannot be made again
+            """CREATE TABLE erasures (
+                id INTEGER PRIMARY KEY,
+                user_id INTEGER NOT NULL REFERENCES users (id), -- whose data; the name is gone
+                erased_by INTEGER REFERENCES users (id),
+                counts TEXT NOT NULL CHECK (json_valid(counts)),
+                created_at REAL NOT NULL DEFAULT {now},
+                cleaned_at REAL -- when the file was rewritten without the deleted bytes
+            ) STRICT""",
+        ],
+    )
+
+
+def _search_index(db: Database) -> list[str]:
+    """The index of words and its triggers; nothing where this SQLite has no FTS5."""
+    if not db.execute("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'").fetchone():
+        return []
+    columns = "rowid, prompt, completions, comment"
+    text = "SELECT {} event_id, prompt, completions, comment FROM ranking_texts WHERE event_id = {}.event_id"
+    return [
+        """CREATE VIRTUAL TABLE search USING fts5(prompt, completions, comment, content='ranking_texts',
+            content_rowid='event_id', columnsize=0, tokenize='unicode61 remove_diacritics 2')""",
+        f"""CREATE TRIGGER in_force_found AFTER INSERT ON in_force BEGIN
+            INSERT INTO search ({columns}) {text.format("", "NEW")}; END""",
+        f"""CREATE TRIGGER in_force_lost BEFORE DELETE ON in_force BEGIN
+            INSERT INTO search (search, {columns}) {text.format("'delete',", "OLD")}; END""",
+    ]

@@ -20,9 +20,7 @@ def add_prompt(
 
     `source` says where it came from: seed, import, compare, chat. Raises InputError for an invalid conversation.
     """
-    prompt = Prompt(tuple(messages))
-    text = json.dumps([{"role": m["role"], "content": m["content"]} for m in prompt.messages], ensure_ascii=False)
-    content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    text, content_hash = stored_form(Prompt(tuple(messages)))
     found = scalar(db, "SELECT id FROM prompts WHERE content_hash = ?", [content_hash])
     if found is not None:
         return int(found)
@@ -33,6 +31,12 @@ def add_prompt(
         [external_id, text, content_hash, category, source],
     )
     return int(cursor.lastrowid or 0)
+
+
+def stored_form(prompt: Prompt) -> tuple[str, str]:
+    """The conversation as JSON text, and the hash by which it is found again."""
+    text = json.dumps([{"role": m["role"], "content": m["content"]} for m in prompt.messages], ensure_ascii=False)
+    return text, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def add_completion(

@@ -379,3 +379,33 @@ def record_comparison(
             db, user, task_id, ranks, all_bad=all_bad, comment=comment, source=source, event_id=event_id, shuffle=False
         )
         return task_id
+
+
+def retract(store: Store, lead: User, event_id: int, reason: str) -> None:
+    """Take somebody's ranking out of force; its task waits in the queue again. What they said stays an event.
+
+    Raises InputError without a reason, or where the ranking is not in force any more.
+    """
+    if lead.role not in ("lead", "owner"):
+        raise InputError(f"{lead.name} may not retract what others said; ask a lead")
+    reason = reason.strip()
+    if not 1 <= len(reason) <= MAX_COMMENT:
+        raise InputError(f"say why, in at most {MAX_COMMENT:,} characters")
+    with store.write() as db:
+        found = one(db, "SELECT assignment_id, task_id FROM in_force WHERE event_id = ?", [event_id])
+        if found is None:
+            raise InputError("this ranking is not in force any more; search again")
+        payload = {"retracts": event_id, "retracted_by": lead.name, "reason": reason}
+        db.execute(
+            "INSERT INTO events (uuid, assignment_id, user_id, kind, source, payload, created_at)"
+            " VALUES (?, ?, ?, 'retract', 'lead', ?, ?)",
+            [
+                f"retract-{event_id}",
+                found["assignment_id"],
+                lead.id,
+                json.dumps(payload, ensure_ascii=False),
+                time.time(),
+            ],
+        )
+        db.execute("UPDATE assignments SET state = 'released' WHERE id = ?", [found["assignment_id"]])
+        tasks.recount(db, found["task_id"])

@@ -132,9 +132,12 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
         user = auth.user_of(workspace.store, request.cookies)
         found = one(workspace.store.db, "SELECT path FROM snapshots WHERE id = ?", [snapshot_id])
         path = (workspace.folder / found["path"]).resolve() if found else None
+        if path is not None and path.is_dir():  # a datasets folder, zipped beside it
+            path = path.with_name(f"{path.name}.zip")
         if user is None or user.role not in KEEPERS or path is None or not path.is_file():
             return JSONResponse({"detail": "there is no such export"}, 404)
-        return FileResponse(path, media_type="application/jsonl", filename=path.name)
+        kinds = {".csv": "text/csv", ".zip": "application/zip"}
+        return FileResponse(path, media_type=kinds.get(path.suffix, "application/jsonl"), filename=path.name)
 
     @app.get("/login")
     def login_page(request: Request) -> Response:

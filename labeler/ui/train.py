@@ -159,16 +159,17 @@ def waiting_line(workspace: Workspace) -> str:
 
 def data_line(workspace: Workspace, method: str, held_out: float | None) -> str:
     """What a run would learn from, and what is missing where it is too little."""
-    counts = snapshots.count(workspace.store)
-    share = f"{held_out:.0%} held out by prompt" if held_out else "nothing held out"
     kind = jobs.SNAPSHOT_KINDS[method]
+    counts = snapshots.count(workspace.store, kinds=[kind])
+    share = f"{held_out:.0%} held out by prompt" if held_out else "nothing held out"
     warning = ""
     if kind == "preferences":
         comparisons = counts["comparisons"]
         ranked = int(
             scalar(
                 workspace.store.db,
-                "SELECT count(DISTINCT prompt_id) FROM latest_rankings WHERE coalesce(all_bad, 0) = 0",
+                "SELECT count(DISTINCT t.prompt_id) FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id"
+                " WHERE f.pairs > 0",
             )
         )
         parts = [

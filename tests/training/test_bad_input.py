@@ -165,7 +165,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "csv names a column twice": ("x.csv", b"prompt,chosen,chosen\nx,a,b\n", "x.csv:1: two columns"),
     "unknown suffix": ("x.xlsx", b"PK", "unknown kind of file"),
     "no suffix": ("x", GOOD.encode(), "unknown kind of file"),
-    "plain json": ("x.json", GOOD.encode(), "unknown kind of file"),
+    "a list that does not end": ("x.json", b"[" + GOOD.encode(), "x.json:row 2: not JSON (the list does not end)"),
 }
 """Name: (file name, bytes, words that the error holds)."""
 
