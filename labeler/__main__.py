@@ -1,4 +1,4 @@
-"""The store without the pages: python -m labeler {init,user,import,export,backup}."""
+"""The store without the pages: python -m labeler {init,user,import,export,select,backup}."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from data.records import InputError
-from labeler import snapshots, users
+from labeler import checkpoints, jobs, selection, snapshots, users
 from labeler.imports import import_file
+from labeler.projects import all_projects
 from labeler.store import explain
 from labeler.workspace import Workspace, open_workspace
 from training.config import DEFAULT_MODEL
@@ -52,6 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="training data into a .jsonl or .jsonl.gz file")
     export.add_argument("file", type=Path)
     export.add_argument("--kind", choices=snapshots.KINDS, default="preferences")
+    select = commands.add_parser(
+        "select", help="order a project's open tasks: first where a reward model is least sure"
+    )
+    select.add_argument("--project", required=True, help="its name")
+    select.add_argument("--checkpoint", type=int, help="a reward model's id (default: the newest)")
+    select.add_argument("--heads", type=int, default=selection.HEADS, help="of the committee (default %(default)s)")
+    select.add_argument("--seed", type=int, default=0, help="of the heads (default 0)")
+    select.add_argument(
+        "--second-opinions", action="store_true",
+        help="give out ranked tasks once more where the model confidently disagrees with a person",
+    )  # fmt: skip
     backup = commands.add_parser("backup", help="copy the database, also while the app runs")
     backup.add_argument("file", type=Path)
     return parser
@@ -90,12 +102,43 @@ def _export(workspace: Workspace, options: argparse.Namespace) -> str:
     return f"{options.file}: {snapshot.counts['rows']:,} rows, sha256 {snapshot.sha256}"
 
 
+def _select(workspace: Workspace, options: argparse.Namespace) -> str:
+    projects = {project.name.lower(): project.id for project in all_projects(workspace.store.db)}
+    if options.project.lower() not in projects:
+        raise InputError(f"there is no project {options.project!r}; there are {', '.join(projects)}")
+    newest = next((made.id for made in checkpoints.list_checkpoints(workspace, ["reward"])), None)
+    if options.checkpoint is None and newest is None:
+        raise InputError("there is no reward model yet; train one in the Train tab first")
+    job_id = selection.create(
+        workspace,
+        users.local_owner(workspace.store),
+        projects[options.project.lower()],
+        options.checkpoint or newest,
+        heads=options.heads,
+        second_opinions=options.second_opinions,
+        seed=options.seed,
+    )
+    told = ""
+
+    def tell(job: jobs.Job) -> None:
+        nonlocal told
+        line = jobs.running_line(workspace.store)
+        if line and line != told:
+            print(line, file=sys.stderr)
+        told = line
+
+    job = selection.wait(workspace, job_id, tell)
+    if job.state != "finished":
+        raise InputError(f"{job.label} {job.state}: {job.error or 'somebody stopped it'}")
+    return selection.describe(workspace, job)
+
+
 def _backup(workspace: Workspace, options: argparse.Namespace) -> str:
     workspace.store.backup(options.file)
     return f"{options.file}: {options.file.stat().st_size:,} bytes"
 
 
-COMMANDS = {"init": _init, "user": _user, "import": _import, "export": _export, "backup": _backup}
+COMMANDS = {"init": _init, "user": _user, "import": _import, "export": _export, "select": _select, "backup": _backup}
 
 
 if __name__ == "__main__":
