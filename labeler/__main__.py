@@ -106,14 +106,14 @@ def _select(workspace: Workspace, options: argparse.Namespace) -> str:
     projects = {project.name.lower(): project.id for project in all_projects(workspace.store.db)}
     if options.project.lower() not in projects:
         raise InputError(f"there is no project {options.project!r}; there are {', '.join(projects)}")
-    newest = next((made.id for made in checkpoints.list_checkpoints(workspace, ["reward"])), None)
-    if options.checkpoint is None and newest is None:
+    newest = [made.id for made in checkpoints.list_checkpoints(workspace, ["reward"])][:1]
+    if options.checkpoint is None and not newest:
         raise InputError("there is no reward model yet; train one in the Train tab first")
     job_id = selection.create(
         workspace,
         users.local_owner(workspace.store),
         projects[options.project.lower()],
-        options.checkpoint or newest,
+        newest[0] if options.checkpoint is None else options.checkpoint,
         heads=options.heads,
         second_opinions=options.second_opinions,
         seed=options.seed,

@@ -172,8 +172,9 @@ def task_rows(store: Store, project_id: int) -> Iterator[Row]:
                     SELECT c.text, c.finish_reason FROM task_completions AS tc JOIN completions AS c
                     ON c.id = tc.completion_id WHERE tc.task_id = t.id ORDER BY tc.position) AS c) AS completions,
                 (SELECT json_group_array(json(r.ranks)) FROM latest_rankings AS r WHERE r.task_id = t.id
-                    AND r.purpose = 'label' AND NOT coalesce(r.all_bad, 0) AND NOT EXISTS (SELECT 1 FROM assignments AS a
-                        WHERE a.task_id = t.id AND a.purpose = 'adjudicate' AND a.state = 'submitted')) AS rankings
+                    AND r.purpose = 'label' AND NOT coalesce(r.all_bad, 0)
+                    AND NOT EXISTS (SELECT 1 FROM assignments AS a WHERE a.task_id = t.id AND a.purpose = 'adjudicate'
+                        AND a.state = 'submitted')) AS rankings
             FROM tasks AS t JOIN prompts AS p ON p.id = t.prompt_id
             WHERE {_TASKS} AND t.id > ? AND ({_OPEN} OR t.submissions > 0) ORDER BY t.id LIMIT ?""",
         [project_id, last, BATCH],

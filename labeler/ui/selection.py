@@ -38,12 +38,13 @@ def build(workspace: Workspace) -> None:
         stop = gr.Button("Stop", visible=False, scale=0, min_width=100, elem_id="select-stop")
     problem = page.html(elem_id="select-problem")
     state = page.html(elem_id="select-state")
+    seen: Any = gr.State("")  # what the page shows, so that a look at the same sends nothing
 
-    def show(request: gr.Request, project_id: int | None, model_id: int | None) -> list[Any]:
+    def show(request: gr.Request, project_id: int | None, model_id: int | None, before: str) -> list[Any]:
         try:
             asking(request, workspace)
         except InputError as error:
-            return [gr.skip(), gr.skip(), notice(str(error)), "", gr.skip(), gr.skip()]
+            return [gr.skip(), gr.skip(), notice(str(error)), *(gr.skip() for _ in live)]
         projects = [(each.name, each.id) for each in all_projects(workspace.store.db) if not each.archived]
         models = checkpoints.choices(workspace, ["reward"])
         chosen = page.keep_choice(projects, project_id, projects[0][1] if projects else None)
@@ -51,18 +52,21 @@ def build(workspace: Workspace) -> None:
             gr.Dropdown(projects, value=chosen),
             gr.Dropdown(models, value=page.keep_choice(models, model_id, models[0][1] if models else None)),
             "" if models else notice(NO_MODEL, "info"),
-            *look(request, chosen),
+            *look(request, chosen, before),
         ]
 
-    def look(request: gr.Request, project_id: int | None) -> list[Any]:
+    def look(request: gr.Request, project_id: int | None, before: str) -> list[Any]:
         try:
             asking(request, workspace)
         except InputError:
-            return ["", gr.skip(), gr.skip()]
+            return [gr.skip() for _ in live]
         job = selection.newest(workspace.store, project_id) if project_id else None
         busy = job is not None and job.state in jobs.OPEN_STATES
         ready = not busy and bool(checkpoints.list_checkpoints(workspace, ["reward"]))
-        return [state_html(workspace, job), gr.update(interactive=ready), gr.update(visible=busy)]
+        drawn = state_html(workspace, job)
+        if drawn == before:
+            return [gr.skip() for _ in live]
+        return [drawn, drawn, gr.update(interactive=ready), gr.update(visible=busy)]
 
     def begin(request: gr.Request, project_id: int | None, model_id: int | None, second: bool) -> str:
         try:
@@ -87,12 +91,13 @@ def build(workspace: Workspace) -> None:
             return notice(str(error))
         return ""
 
-    live = [state, start, stop]
-    page.on_show(show, [project, model], [project, model, problem, *live])
-    project.change(look, project, live, **page.QUIET)
-    start.click(begin, [project, model, again], problem, **page.QUIET).then(look, project, live, **page.QUIET)
-    stop.click(end, project, problem, **page.QUIET).then(look, project, live, **page.QUIET)
-    gr.Timer(TICK_SECONDS).tick(look, project, live, queue=False, **page.QUIET)
+    live = [seen, state, start, stop]
+    known = [project, seen]
+    page.on_show(show, [project, model, seen], [project, model, problem, *live])
+    project.change(look, known, live, **page.QUIET)
+    start.click(begin, [project, model, again], problem, **page.QUIET).then(look, known, live, **page.QUIET)
+    stop.click(end, project, problem, **page.QUIET).then(look, known, live, **page.QUIET)
+    gr.Timer(TICK_SECONDS).tick(look, known, live, queue=False, **page.QUIET)
 
 
 def asking(request: gr.Request, workspace: Workspace) -> Any:
