@@ -64,9 +64,10 @@ def build(workspace: Workspace) -> None:
         busy = job is not None and job.state in jobs.OPEN_STATES
         ready = not busy and bool(checkpoints.list_checkpoints(workspace, ["reward"]))
         drawn = state_html(workspace, job)
-        if drawn == before:
+        now = f"{ready}{drawn}"
+        if now == before:
             return [gr.skip() for _ in live]
-        return [drawn, drawn, gr.update(interactive=ready), gr.update(visible=busy)]
+        return [now, drawn, gr.update(interactive=ready), gr.update(visible=busy)]
 
     def begin(request: gr.Request, project_id: int | None, model_id: int | None, second: bool) -> str:
         try:
