@@ -75,11 +75,11 @@ def fit_heads(
     for _ in range(count):
         drawn = torch.randint(prompts, (prompts,), generator=random).bincount(minlength=prompts)
         centre = own + spread * torch.randn(own.shape, generator=random, dtype=own.dtype)
-        heads.append(_fit(differences, pairs, drawn[prompt] * pairs.weight, centre, spread, config))
+        heads.append(fit_head(differences, pairs, drawn[prompt] * pairs.weight, centre, spread, config))
     return torch.stack(heads).float()
 
 
-def _fit(
+def fit_head(
     differences: Tensor, pairs: Pairs, weight: Tensor, centre: Tensor, spread: float, config: RewardConfig
 ) -> Tensor:
     """The head (d,) of least Σ weight · loss + |head - centre|² / (2 spread²); convex in all models of ties."""

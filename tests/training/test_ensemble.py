@@ -72,7 +72,7 @@ def test_a_fitted_head_is_at_the_minimum() -> None:
     ends, pairs, _ = simulated(count=30, width=5, known=5)
     differences = (ends[pairs.winner] - ends[pairs.loser]).double()
     centre, scale = torch.full((5,), 0.3, dtype=torch.float64), 0.7
-    head = ensemble._fit(differences, pairs, pairs.weight, centre, scale, RewardConfig())
+    head = ensemble.fit_head(differences, pairs, pairs.weight, centre, scale, RewardConfig())
     pull = (torch.sigmoid(-differences @ head)[:, None] * differences).sum(0)
     assert torch.allclose(pull, (head - centre) / scale**2, atol=1e-4)
 
