@@ -5,7 +5,7 @@ judged on other prompts: of every two answers, which does the annotator truly li
 `active` what the committee of `training.ensemble` around that head disagrees on most (as `labeler.selection` does it),
 `margin` what the head puts closest together, `random` whatever comes. All begin with the same random batch.
 
-    python -m benchmarks.active                  # simulated hidden states, in three worlds
+    python -m benchmarks.active                  # simulated hidden states, in four worlds
     python -m benchmarks.active --worlds model   # the default model's, of the seed prompts, liked as in true_reward.py
 
 Prints one JSON object: the accuracies by n, and each order minus random with a 95% interval over the seeds.
@@ -37,6 +37,7 @@ WORLDS = {
     "even": "answers vary alike in all directions",
     "uneven": "the variance falls off as in hidden states, as 1/rank",
     "topics": "each prompt has one of eight topics, in which only its own directions vary; half have the first topic",
+    "alike": "half of the prompts have answers that hardly differ, as a model's do at a low temperature",
     "model": "the default model's last hidden states of the seed prompts' answers",
 }
 ORDERS = ("random", "active", "margin")
@@ -59,8 +60,8 @@ class Tasks:
 def main() -> int:
     """Run every seed in every world, print one JSON object; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["even", "uneven", "topics"])
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["even", "uneven", "topics", "alike"])
+    parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--batch", type=int, default=8, help="tasks ranked between two fits")
     parser.add_argument("--rounds", type=int, default=8, help="batches")
     parser.add_argument("--heads", type=int, default=8)
@@ -98,6 +99,8 @@ def simulate(world: str, seed: int) -> Tasks:
     if world == "topics":
         topic = np.where(random.random(TASKS) < 0.5, 0, random.integers(0, 8, TASKS))
         scale *= np.arange(WIDTH) // (WIDTH // 8) == topic[:, None]
+    if world == "alike":
+        scale *= np.where(random.random(TASKS) < 0.5, 1, 0.05)[:, None]
     ends = random.standard_normal((TASKS, K, WIDTH)) * scale[:, None]
     liked = ends @ random.standard_normal(WIDTH)
     return Tasks(torch.from_numpy(ends).float(), liked / liked.std())

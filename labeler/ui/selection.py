@@ -16,7 +16,8 @@ from labeler.ui.run_view import notice
 from labeler.workspace import Workspace
 
 TICK_SECONDS = 2.0
-ABOUT = """<h2>Active order</h2><p class="muted">Ask first where an answer teaches most. Several heads, each fitted to
+ABOUT = """<h2>Active order</h2>
+<p class="muted" style="max-width: 75ch">Ask first where an answer teaches most. Several heads, each fitted to
 another resample of the rankings, predict every comparison of the open tasks; the tasks on which they disagree most come
 first in projects with active order. A task whose answers are simply equally good is not preferred.</p>"""
 NO_MODEL = "There is no reward model yet: train one in Train, then order the tasks by what it is not sure of."
@@ -33,7 +34,7 @@ def build(workspace: Workspace) -> None:
         elem_id="select-again",
     )
     with gr.Row(elem_classes="start-row"):
-        start = gr.Button("Order the open tasks by disagreement", variant="primary", scale=0, min_width=280,
+        start = gr.Button("Order the open tasks", variant="primary", scale=0, min_width=220,
                           elem_id="select-start")  # fmt: skip
         stop = gr.Button("Stop", visible=False, scale=0, min_width=100, elem_id="select-stop")
     problem = page.html(elem_id="select-problem")

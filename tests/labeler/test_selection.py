@@ -21,7 +21,7 @@ from labeler.users import User, ensure_user, local_owner
 from labeler.worker import Worker
 from labeler.workspace import Workspace, open_workspace
 from tests.labeler.labels import make_workspace, new_id, rank
-from tests.labeler.studio import wait_for
+from tests.labeler.studio import untrained_reward_model, wait_for
 
 AGREE = [[2.0, 2.0, 2.1], [0.0, 0.0, 0.0], [-2.0, -2.0, -2.0], [-4.0, -4.0, -4.0]]
 DIFFER = [[2.0, -2.0, 0.0], [0.0, 0.0, 0.0], [-2.0, 2.0, 1.0], [4.0, -4.0, -1.0]]
@@ -157,22 +157,11 @@ def test_what_cannot_be_ordered_is_said(workspace: Workspace) -> None:
 @pytest.fixture
 def with_model(tmp_path: Path, tiny_model: Path) -> Workspace:
     """Four tasks, two of them ranked, and a reward model that was never trained."""
-    from training.config import RewardConfig
-    from training.models import load_base
-    from training.reward_model import new_head
-
     seeded = make_workspace(tmp_path, 4)
     workspace = open_workspace(seeded.folder, str(tiny_model), seed_file=None)
     rank(workspace, [1, 2, 3, 4])
     rank(workspace, [4, 3, 2, 1])
-    base = load_base(str(tiny_model))
-    base.new_adapter("reward", RewardConfig(lora_rank=2))
-    path = workspace.runs_folder / "0001-reward" / "checkpoints" / "step-000001"
-    path.mkdir(parents=True)
-    base.save_adapter("reward", path, new_head(base.hidden_size, 0))
-    manifest = {"kind": "reward", "step": 1, "base_model": {"name": str(tiny_model)}, "config": {}}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    checkpoints.register_run(workspace, "0001-reward", workspace.base_checkpoint_id)
+    untrained_reward_model(workspace)
     return workspace
 
 
