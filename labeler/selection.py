@@ -214,7 +214,8 @@ def apply(store: Store, scored: Iterable[Row], checkpoint_id: int, second_opinio
             result["ranked"] += bool(row["rankings"])
             result["contradicted"] += sure > CONFIDENT
             if sure > CONFIDENT and second_opinions:
-                changes.append((task, sure, {"selected_by": BY_CONTRADICTION, "confidence": sure}))
+                why = {"selected_by": BY_CONTRADICTION, "confidence": sure, "disagreement": None}  # None: no more
+                changes.append((task, sure, why))
             elif row["open"]:
                 value = disagreement(ensemble)
                 changes.append((task, value, {"selected_by": BY_ENSEMBLE, "disagreement": value}))

@@ -26,8 +26,8 @@ def test_both_orders_begin_alike_and_learn(monkeypatch: pytest.MonkeyPatch, caps
     assert low <= mean <= high
 
 
-def test_no_held_out_task_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every order ranks each task of the pool once, in the end all of it, and so learns the same."""
+def test_every_order_ranks_the_whole_pool_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task once, so that all have learned the same then."""
     monkeypatch.setattr(active, "TASKS", 12)
     tasks = active.simulate("even", 0)
     ends = [active.learn(tasks, order, 0, batch=2, rounds=4, heads=3)[-1] for order in active.ORDERS]

@@ -161,6 +161,7 @@ def score_file(
         except InputError as error:
             if not skip_errors:
                 raise InputError(f"{place}: {error}") from None
+            print(f"skipped {place}: {error}", file=sys.stderr)
             row["error"] = str(error)
         rows.append(row)
     if not rows:

@@ -125,6 +125,19 @@ def test_a_second_opinion_where_the_model_contradicts_a_person(workspace: Worksp
     assert theirs.task_id == 1
 
 
+def test_a_task_that_waits_for_more_people_needs_no_more_of_them(workspace: Workspace) -> None:
+    rank(workspace, [4, 3, 2, 1])
+    with workspace.store.write() as db:
+        db.execute("UPDATE tasks SET overlap = 3 WHERE id = 1")
+    ensembles = dict.fromkeys(range(1, 5), AGREE)
+    selection.apply(workspace.store, scored(workspace, ensembles), 7)
+    assert stored(workspace, 1)["provenance"]["selected_by"] == "ensemble"
+    selection.apply(workspace.store, scored(workspace, ensembles), 8, second_opinions=True)
+    found = stored(workspace, 1)
+    assert found["overlap"] == 3
+    assert set(found["provenance"]) == {"selected_by", "confidence", "checkpoint", "heads", "at"}
+
+
 def test_what_was_adjudicated_is_settled(workspace: Workspace) -> None:
     rank(workspace, [4, 3, 2, 1])
     with workspace.store.write() as db:

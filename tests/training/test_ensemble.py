@@ -95,7 +95,9 @@ def test_score_adds_the_scores_of_the_heads(command: Any, checkpoint: str, ranki
     refused = command(*words, check=False)
     assert refused.returncode == 2
     assert "in.jsonl:3: an unfinished completion is empty" in refused.stderr
-    assert last_json(command(*words, "--skip-errors")) == {"output": str(tmp_path / "out.jsonl"), "n": 4, "skipped": 1}
+    done = command(*words, "--skip-errors")
+    assert last_json(done) == {"output": str(tmp_path / "out.jsonl"), "n": 4, "skipped": 1}
+    assert "in.jsonl:3: an unfinished completion is empty" in done.stderr
     first, second, third = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first["task"] == 7
     assert [len(scores) for scores in first["ensemble_scores"]] == [5, 5, 5]
