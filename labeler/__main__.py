@@ -1,4 +1,4 @@
-"""The store without the pages: python -m labeler {init,user,token,import,export,erase,clean,backup}."""
+"""The store without the pages: python -m labeler {init,user,token,import,export,select,erase,clean,backup}."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from data.records import InputError
-from labeler import erasure, exports, snapshots, tokens, users
+from labeler import checkpoints, erasure, exports, jobs, selection, snapshots, tokens, users
 from labeler.imports import ON_ERROR, Progress, import_file
 from labeler.imports.columns import FIELDS
 from labeler.projects import FIRST, all_projects
@@ -83,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("name")
     erase.add_argument("--files", choices=("delete", "keep"), required=True, help="snapshots that held it")
     commands.add_parser("clean", help="rewrite the database without what was deleted, where erase could not")
+    select = commands.add_parser(
+        "select", help="order a project's open tasks: first where a reward model is least sure"
+    )
+    select.add_argument("--project", required=True, help="its name")
+    select.add_argument("--checkpoint", type=int, help="a reward model's id (default: the newest)")
+    select.add_argument("--heads", type=int, default=selection.HEADS, help="of the committee (default %(default)s)")
+    select.add_argument("--seed", type=int, default=0, help="of the heads (default 0)")
+    select.add_argument(
+        "--second-opinions", action="store_true",
+        help="give out ranked tasks once more where the model confidently disagrees with a person",
+    )  # fmt: skip
     backup = commands.add_parser("backup", help="copy the database, also while the app runs")
     backup.add_argument("file", type=Path)
     return parser
@@ -186,14 +197,45 @@ def _clean(workspace: Workspace, options: argparse.Namespace) -> str:
     return "clean"
 
 
+def _select(workspace: Workspace, options: argparse.Namespace) -> str:
+    projects = {project.name.lower(): project.id for project in all_projects(workspace.store.db)}
+    if options.project.lower() not in projects:
+        raise InputError(f"there is no project {options.project!r}; there are {', '.join(projects)}")
+    newest = [made.id for made in checkpoints.list_checkpoints(workspace, ["reward"])][:1]
+    if options.checkpoint is None and not newest:
+        raise InputError("there is no reward model yet; train one in the Train tab first")
+    job_id = selection.create(
+        workspace,
+        users.local_owner(workspace.store),
+        projects[options.project.lower()],
+        newest[0] if options.checkpoint is None else options.checkpoint,
+        heads=options.heads,
+        second_opinions=options.second_opinions,
+        seed=options.seed,
+    )
+    told = ""
+
+    def tell(job: jobs.Job) -> None:
+        nonlocal told
+        line = jobs.running_line(workspace.store)
+        if line and line != told:
+            print(line, file=sys.stderr)
+        told = line
+
+    job = selection.wait(workspace, job_id, tell)
+    if job.state != "finished":
+        raise InputError(f"{job.label} {job.state}: {job.error or 'somebody stopped it'}")
+    return selection.describe(workspace, job)
+
+
 def _backup(workspace: Workspace, options: argparse.Namespace) -> str:
     workspace.store.backup(options.file)
     return f"{options.file}: {options.file.stat().st_size:,} bytes"
 
 
 COMMANDS = {
-    "init": _init, "user": _user, "token": _token, "import": _import, "export": _export, "erase": _erase,
-    "clean": _clean, "backup": _backup,
+    "init": _init, "user": _user, "token": _token, "import": _import, "export": _export, "select": _select,
+    "erase": _erase, "clean": _clean, "backup": _backup,
 }  # fmt: skip
 
 

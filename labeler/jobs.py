@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT_KINDS = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
 """What each method learns from."""
 
-TITLES = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
+SELECT = "select"
+"""The one kind of run that trains nothing: it orders a project's tasks (`labeler.selection`)."""
+
+TITLES = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO", SELECT: "Selection"}
 
 OPEN_STATES = ("queued", "running")
 RESUMABLE_STATES = ("failed", "stopped", "interrupted")
@@ -107,19 +110,39 @@ def create(
     if parent_id is None or parent_id == workspace.base_checkpoint_id:
         parent_id = workspace.base_checkpoint_id
     else:
-        settings["from_checkpoint"] = str(_usable(workspace, parent_id, "policy"))
+        settings["from_checkpoint"] = str(usable(workspace, parent_id, "policy"))
     if method == "ppo":
         if reward_id is None:
             raise InputError("PPO needs a reward model to learn from; train one first, then choose it here")
-        settings["reward_model"] = str(_usable(workspace, reward_id, "reward"))
+        settings["reward_model"] = str(usable(workspace, reward_id, "reward"))
     else:
         reward_id = None
 
+    def config(data: Path) -> dict[str, Any]:
+        given = {**settings, "data": str(data), "output": str(data.parent)}
+        return knobs.to_dict(knobs.from_dict(METHODS[method], given))
+
+    return add(workspace, user, method, SNAPSHOT_KINDS[method], filters, config, parent_id, reward_id)
+
+
+def add(
+    workspace: Workspace,
+    user: User,
+    method: str,
+    kind: str,
+    filters: dict[str, Any] | None,
+    config: Callable[[Path], dict[str, Any]],
+    parent_id: int,
+    reward_id: int | None,
+) -> str:
+    """Queue a run in a new folder, with a snapshot of that kind; its id. `config` is told where the snapshot will be.
+
+    Whatever is raised on the way leaves nothing behind.
+    """
     folder = _new_folder(workspace, method)
     try:
-        kind = SNAPSHOT_KINDS[method]
         data = folder / f"{kind}.jsonl"
-        values = knobs.to_dict(knobs.from_dict(METHODS[method], {**settings, "data": str(data), "output": str(folder)}))
+        values = config(data)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         now = time.time()
         with workspace.store.write() as db:  # snapshot and job, or neither
@@ -150,7 +173,8 @@ def _portable_model(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def _usable(workspace: Workspace, checkpoint_id: int, kind: str) -> Path:
+def usable(workspace: Workspace, checkpoint_id: int, kind: str) -> Path:
+    """The folder of a checkpoint of that kind on the workspace's base. Raises InputError where it is none."""
     checkpoint = checkpoints.get(workspace.store, checkpoint_id)
     path = checkpoints.folder(workspace, checkpoint)
     if checkpoint.kind != kind or path is None:
@@ -246,6 +270,8 @@ def close(store: Store, job_id: str, state: str, error: str | None, result: dict
 def command(workspace: Workspace, job: Job) -> list[str]:
     """The run's command, with absolute paths. The workspace's launcher takes the place of this python."""
     folder = (workspace.runs_folder / job.id).resolve()
+    if job.method == SELECT:  # here, because it reads and writes the store
+        return [sys.executable, "-m", "labeler.selection_run", "--output", str(folder)]
     python, *program = PROGRAM
     words = [
         *(_launcher(workspace) or [python]),

@@ -154,9 +154,10 @@ class Worker:
             if overdue or time.monotonic() - self._asked.get(job.id, -math.inf) > ASK_AGAIN_SECONDS:
                 first = job.id not in self._asked
                 self._asked[job.id] = time.monotonic()
-                self._ask_to_stop(job.pid, folder, first, overdue)
+                by_launcher = bool(self.workspace.launcher) and job.method != jobs.SELECT
+                self._ask_to_stop(job.pid, folder, first, overdue, by_launcher)
 
-    def _ask_to_stop(self, pid: int, folder: Path, first: bool, overdue: bool) -> None:
+    def _ask_to_stop(self, pid: int, folder: Path, first: bool, overdue: bool, by_launcher: bool) -> None:
         """By control.json, and by SIGTERM where no launcher stands between; then by SIGKILL, its workers too.
 
         A launcher passes SIGTERM on, but kills the run 30 s later; ssh dies of it and leaves the run alone.
@@ -166,7 +167,7 @@ class Worker:
             return
         if first:
             write_json(folder / CONTROL, {"stop": True})
-        if not self.workspace.launcher:
+        if not by_launcher:
             _signal_group(pid, signal.SIGTERM)
 
     def _find(self, job: Job, folder: Path) -> Job:

@@ -18,11 +18,14 @@ from training.config import DEFAULT_MODEL, METHODS
 from training.knobs import Knob, from_dict, knobs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from training.reward_model import RewardModel
 
 RANGES = (
     ("num_completions", 1, 1000),
     ("best_of", 1, 1000),
+    ("heads", 0, 1000),
     ("max_new_tokens", 1, 2**20),
     ("temperature", 0, 100),
     ("top_p", 1e-6, 1),
@@ -32,6 +35,9 @@ RANGES = (
     ("num_threads", 0, 4096),
 )
 """What the flags of generate, score and evaluate may hold."""
+
+FEWEST_HEADS = 3
+"""Of a committee beside the reward model's own head."""
 
 REWARD_MODELS = "a checkpoint, or a folder or hub name of a sequence classifier with one label"
 
@@ -76,6 +82,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint", required=True, help=f"A reward model: {REWARD_MODELS}.")
     sub.add_argument("--data", required=True, help="Rows with completion, completions, or chosen and rejected.")
     sub.add_argument("--output", required=True, help="File to write; the rows with score or scores added.")
+    sub.add_argument(
+        "--heads",
+        type=int,
+        default=0,
+        help="Add ensemble_scores, by so many heads fitted to resamples of --head-data (at least 3; 0: none).",
+    )
+    sub.add_argument("--head-data", help="Preferences, such as the model was trained on.")
+    sub.add_argument("--skip-errors", action="store_true", help="Give a row that cannot be scored an error, and go on.")
 
     sub = commands.add_parser("evaluate", help="Judge a reward model on preferences, or a policy on prompts")
     _add_common(sub)
@@ -193,6 +207,10 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{given.output}: is a folder; name a file to write")
     if command == "generate" and given.server_model and (given.checkpoint or not given.server_url):
         raise InputError("--server-model goes with --server-url, and without --checkpoint")
+    if command == "score" and bool(given.heads) != bool(given.head_data):
+        raise InputError("--heads and --head-data go together: how many heads, and what they are fitted to")
+    if command == "score" and 0 < given.heads < FEWEST_HEADS:
+        raise InputError(f"--heads must be 0 or at least {FEWEST_HEADS}")
     if command == "evaluate" and given.best_of > 1 and not given.reward_model:
         raise InputError("--best-of needs --reward-model, which says what is best")
     _quiet()
@@ -244,10 +262,22 @@ def _judge(command: str, model: RewardModel, given: argparse.Namespace) -> dict[
     if command == "score":
         from training.generate import score_file
 
-        return score_file(model, given.data, given.output)
+        return score_file(model, given.data, given.output, _heads(model, given), given.skip_errors)
     from training.evaluate import evaluate_reward, trained_with
 
     return evaluate_reward(model, given.data, given.max_length, trained_with(given.checkpoint))
+
+
+def _heads(model: RewardModel, given: argparse.Namespace) -> Tensor | None:
+    """The weights of the committee that was asked for."""
+    if not given.heads:
+        return None
+    from training.ensemble import committee
+    from training.reward_model import Score
+
+    if not isinstance(model, Score):
+        raise InputError("--heads needs a reward model that was trained here; leave it out for other classifiers")
+    return committee(model, given.checkpoint, given.head_data, given.heads, given.seed)
 
 
 def _quiet() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data.formats import parse_completion, parse_ended, parse_prompt_row, parse_ranking, read_rows, write_rows
 from data.records import InputError, Row
 from training.base import Base
 from training.chat_template import decode, encode_prompt, encode_response
 from training.packs import Group
-from training.reward_model import RewardModel
+from training.reward_model import RewardModel, Score
 from training.rollout import Sample, sample, uniforms
 from training.server import Server
 
@@ -141,23 +143,57 @@ def generate(
     return {"output": str(output), "prompts": len(rows), "completions": len(rows) * num_completions}
 
 
-def score_file(model: RewardModel, source: Path | str, output: Path | str) -> dict[str, Any]:
-    """Add `score` (one completion) or `scores` ([chosen, rejected], or one each for completions) to every row."""
+def score_file(
+    model: RewardModel, source: Path | str, output: Path | str, heads: Tensor | None = None, skip_errors: bool = False
+) -> dict[str, Any]:
+    """Add `score` (one completion) or `scores` ([chosen, rejected], or one each for completions) to every row.
+
+    With the weights `heads` (H, d) of a committee also `ensemble_scores`: for each of these numbers a list of H. With
+    `skip_errors` a row that cannot be scored gets an `error` instead.
+    """
     rows: list[Row] = []
+    scored: list[Row] = []
     groups: list[Group] = []
     for place, row in read_rows(source):
         try:
             groups.append(_to_score(model.reader, row))
+            scored.append(row)
         except InputError as error:
-            raise InputError(f"{place}: {error}") from None
+            if not skip_errors:
+                raise InputError(f"{place}: {error}") from None
+            print(f"skipped {place}: {error}", file=sys.stderr)
+            row["error"] = str(error)
         rows.append(row)
     if not rows:
         raise InputError(f"{source}: holds no rows")
-    found = model.score(groups)
-    for row, values in zip(rows, found, strict=True):
-        row.update({"score": values[0]} if "completion" in row and "completions" not in row else {"scores": values})
+    if heads is None:
+        found = model.score(groups)
+    else:
+        assert isinstance(model, Score)
+        every = _scores_by_all(model, groups, heads)
+        found = [[own for own, *_ in group] for group in every]
+        for row, group in zip(scored, every, strict=True):
+            ensemble = [others for _, *others in group]
+            row["ensemble_scores"] = ensemble[0] if _single(row) else ensemble
+    for row, values in zip(scored, found, strict=True):
+        row.update({"score": values[0]} if _single(row) else {"scores": values})
     write_rows(output, rows)
-    return {"output": str(output), "n": sum(map(len, found))}
+    skipped = {"skipped": len(rows) - len(scored)} if skip_errors else {}
+    return {"output": str(output), "n": sum(map(len, found))} | skipped
+
+
+def _scores_by_all(model: Score, groups: Sequence[Group], heads: Tensor) -> list[list[list[float]]]:
+    """For each response of each group the model's own score, then the H of the heads; the text is read once."""
+    if not groups:
+        return []
+    every = torch.cat([model.head.weight, heads.to(model.head.weight)]).T
+    read = model.read(groups, lambda hidden: hidden @ every, on_progress=show_progress("completions scored"))
+    return [part.tolist() for part in read.split([len(group.responses) for group in groups])]
+
+
+def _single(row: Row) -> bool:
+    """Whether the row holds one completion that stands for itself."""
+    return "completion" in row and "completions" not in row
 
 
 def _to_score(base: Base, row: Row) -> Group:

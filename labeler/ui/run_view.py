@@ -216,7 +216,7 @@ def _result(job: Job) -> str:
 
 def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
     """What the run reports at its end: (name, value) for people, in the order of the curves, then the rest."""
-    telling = [name for panel in plots.PANELS[job.method] for name in panel.names]
+    telling = [name for panel in plots.PANELS.get(job.method, ()) for name in panel.names]
     found = [
         (name, plots.number(float(value)))
         for name, value in (job.result or {}).items()
@@ -242,6 +242,8 @@ def data_line(workspace: Workspace, job: Job) -> str:
 
 
 def _no_curves(job: Job) -> str:
+    if job.method == jobs.SELECT:
+        return ""
     if job.state == "running":
         return '<p class="empty">Curves appear with the first step. Loading the model comes first.</p>'
     return "" if job.state == "queued" else '<p class="empty">This run ended before its first step.</p>'

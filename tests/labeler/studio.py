@@ -66,6 +66,22 @@ def chat_with_checkpoints(folder: Path, model: Path) -> Chat:
     return Chat(workspace)
 
 
+def untrained_reward_model(workspace: Workspace) -> None:
+    """Register a reward model, reward/0001 step 1, on the workspace's base."""
+    from training.config import RewardConfig
+    from training.models import load_base
+    from training.reward_model import new_head
+
+    base = load_base(workspace.base_model)
+    base.new_adapter("reward", RewardConfig(lora_rank=2))
+    path = workspace.runs_folder / "0001-reward" / "checkpoints" / "step-000001"
+    path.mkdir(parents=True)
+    base.save_adapter("reward", path, new_head(base.hidden_size, 0))
+    manifest = {"kind": "reward", "step": 1, "base_model": {"name": workspace.base_model}, "config": {}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    checkpoints.register_run(workspace, "0001-reward", workspace.base_checkpoint_id)
+
+
 def checkpoint_ids(workspace: Workspace) -> dict[str, int]:
     """Checkpoint ids by name."""
     found = rows(workspace.store.db, "SELECT id, name FROM checkpoints")
