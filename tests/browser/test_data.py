@@ -126,11 +126,11 @@ def test_bad_rows_and_columns(make_app: MakeApp, page: Page, tmp_path: Path) -> 
     expect(page.locator("#data-list details")).to_have_count(1)
 
     file = tmp_path / "votes.csv"
-    file.write_text("task,one,two\nWhich?,x,y\n")
+    file.write_text("item,one,two\nWhich?,x,y\n")
     choose(page, file)
     expect(page.locator("#data-preview")).to_contain_text('no "prompt"')
     page.locator("#data-columns button").first.click()
-    for field, column in (("prompt", "task"), ("chosen", "two"), ("rejected", "one")):
+    for field, column in (("prompt", "item"), ("chosen", "two"), ("rejected", "one")):
         page.locator(f"#data-map-{field} input").click()
         page.locator(f"#data-map-{field}").get_by_role("option", name=column, exact=True).click()
     expect(page.locator("#data-preview li")).to_contain_text("a ranking of 2")

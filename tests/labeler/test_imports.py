@@ -237,12 +237,12 @@ def test_a_table_of_votes(workspace: Workspace, tmp_path: Path) -> None:
 
 
 def test_columns_can_be_changed(workspace: Workspace, tmp_path: Path) -> None:
-    file = put(tmp_path / "f.jsonl", {"task": "Why?", "one": "x", "two": "y"})
+    file = put(tmp_path / "f.jsonl", {"item": "Why?", "one": "x", "two": "y"})
     with pytest.raises(InputError, match='no "prompt"'):
         bring(workspace, file)
     with pytest.raises(InputError, match='there is no column "three"'):
         bring(workspace, file, mapping={"prompt": "three"})
-    assert bring(workspace, file, mapping={"prompt": "task", "chosen": "two", "rejected": "one"}).rankings == 1
+    assert bring(workspace, file, mapping={"prompt": "item", "chosen": "two", "rejected": "one"}).rankings == 1
     assert said(workspace)[0][:3] == ("Why?", ["y", "x"], [1, 2])
 
 
