@@ -281,3 +281,9 @@ def m003_projects(db: Database) -> None:
                         AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate') AND later.id > e.id)""",
         ],
     )
+
+
+@steps()
+def m007_adjudications(db: Database) -> None:
+    """Which tasks a lead has settled is asked for every snapshot."""
+    _run(db, ["CREATE INDEX assignments_adjudicate ON assignments (task_id) WHERE purpose = 'adjudicate'"])

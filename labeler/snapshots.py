@@ -18,6 +18,8 @@ from sqlite_utils import Database
 from data.formats import write_rows
 from data.preferences import file_sha256
 from data.records import InputError
+from labeler import reliability
+from labeler.rankings import in_force
 from labeler.store import Row, Store, rows, scalar
 from labeler.users import User
 
@@ -31,8 +33,12 @@ FILTERS = {
     "since": "only rankings made at or after this time (unix seconds)",
     "until": "only rankings made before this time (unix seconds)",
     "event_high_water": "nothing that was said after this event (id)",
+    "weight_by_reliability": "multiply each ranking's weight by its annotator's fitted reliability (default false)",
     "top_ranked_as_demonstrations": "let SFT learn from completions that are alone on rank 1 (default true)",
 }
+Weights = Mapping[int | None, Mapping[int, float]]
+LEAST_WEIGHT = 0.01
+"""Whoever is this close to guessing is left out: a weight of nearly nothing would only cost time."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,20 @@ def write_snapshot(
     if kind not in KINDS:
         raise InputError(f"unknown kind of data {kind!r}; use one of {', '.join(KINDS)}")
     chosen = _check(filters)
+    weights: Weights = {}
+    if chosen.get("weight_by_reliability") and kind == "preferences":
+        # fitted before the transaction, which would keep annotators waiting: events are never changed, so this holds
+        newest = scalar(store.db, "SELECT coalesce(max(id), 0) FROM events")
+        chosen["event_high_water"] = min(newest, chosen.get("event_high_water", newest))
+        weights = _reliability(store.db, chosen)
     with store.write() as db:  # one transaction: the rows, the counts and the high-water mark belong together
         high_water = scalar(db, "SELECT coalesce(max(id), 0) FROM events")
         high_water = min(high_water, chosen.get("event_high_water", high_water))
         chosen["event_high_water"] = high_water
-        made = {"preferences": _rankings, "demonstrations": _demonstrations, "prompts": _prompts}[kind](db, chosen)
-        found = list(made)
+        if kind == "preferences":
+            found = list(_rankings(db, chosen, weights))
+        else:
+            found = list((_demonstrations if kind == "demonstrations" else _prompts)(db, chosen))
         if not found:
             raise InputError(_nothing(kind))
         counts = {"rows": len(found)}
@@ -132,25 +146,17 @@ def _in(column: str, values: Any, params: list[Any], negate: bool = False) -> st
     return f"{column} {'NOT ' if negate else ''}IN (SELECT value FROM json_each(?))"
 
 
-_LEARNED = "r.gold_ranks IS NULL AND r.purpose != 'repeat'"
-"""Known answers test people, and a repeat tests one again: neither is a new opinion."""
+_LEARNED = """r.gold_ranks IS NULL AND r.purpose != 'repeat' AND (
+    r.task_id NOT IN (SELECT task_id FROM said WHERE purpose = 'adjudicate')
+    OR r.event_id IN (SELECT max(event_id) FROM said WHERE purpose = 'adjudicate' GROUP BY task_id))"""
+"""Known answers test people, and a repeat tests one again: neither is a new opinion. Of a task with an adjudication in
+force (the last one, where leads made several) that ranking alone is learned from."""
 
 
 def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """The rankings in force at the high-water mark that pass the filters, with their completions in task order."""
-    high_water = filters.get("event_high_water")
-    params: list[Any] = []
-    if high_water is None:
-        source, where = "latest_rankings AS r", [_LEARNED]
-    else:  # the view knows only the present
-        source = """(SELECT e.id AS event_id, e.uuid, e.user_id, e.source, e.payload, e.created_at, t.prompt_id,
-                e.assignment_id, a.task_id, a.purpose, t.gold_ranks, t.project_id
-            FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
-            WHERE e.kind IN ('submit', 'adjudicate') AND e.id <= ? AND NOT EXISTS (SELECT 1 FROM events AS later
-                WHERE later.assignment_id = e.assignment_id AND later.id > e.id AND later.id <= ?
-                    AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate'))) AS r"""
-        params += [high_water, high_water]
-        where = [_LEARNED]
+    source, params = in_force(filters.get("event_high_water"))
+    where = [_LEARNED]
     if "annotators" in filters:
         where.append(_in("lower(u.name)", [name.lower() for name in filters["annotators"]], params))
     if "exclude_annotators" in filters:
@@ -165,8 +171,10 @@ def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     if "until" in filters:
         where.append("r.created_at < ?")
         params.append(filters["until"])
-    sql = f"""SELECT r.event_id, r.uuid, r.source, r.payload, p.messages, p.id AS prompt_id, u.name AS annotator
-        FROM {source} JOIN prompts AS p ON p.id = r.prompt_id JOIN users AS u ON u.id = r.user_id
+    sql = f"""WITH said AS (SELECT * FROM {source})
+        SELECT r.event_id, r.uuid, r.source, r.payload, r.user_id, r.project_id, r.purpose, p.messages,
+            p.id AS prompt_id, u.name AS annotator
+        FROM said AS r JOIN prompts AS p ON p.id = r.prompt_id JOIN users AS u ON u.id = r.user_id
         WHERE {" AND ".join(where)} ORDER BY r.event_id"""
     wanted = set(filters["checkpoint_ids"]) if "checkpoint_ids" in filters else None
     for row in rows(db, sql, params):
@@ -181,15 +189,29 @@ def _in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
         yield {**row, "messages": json.loads(row["messages"]), "payload": payload, "kept": kept}
 
 
+def _reliability(db: Database, filters: Mapping[str, Any]) -> Weights:
+    """What each annotator's rankings are multiplied by: project -> user -> weight; empty where it is not asked for."""
+    if not filters.get("weight_by_reliability"):
+        return {}
+    found = rows(db, "SELECT id FROM projects")
+    return {row["id"]: reliability.weights(db, row["id"], filters.get("event_high_water")) for row in found}
+
+
 def _completions(db: Database, ids: list[int]) -> list[Row]:
     sql = "SELECT id, text, checkpoint_id, finish_reason FROM completions WHERE id IN (SELECT value FROM json_each(?))"
     found = {row["id"]: row for row in rows(db, sql, [json.dumps(ids)])}
     return [found[i] for i in ids]
 
 
-def _rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
+def _rankings(db: Database, filters: Mapping[str, Any], weights: Weights | None = None) -> Iterator[Row]:
+    weights = _reliability(db, filters) if weights is None else weights
     for found in _in_force(db, filters):
         payload = found["payload"]
+        # an adjudication is the last word, and weighs 1
+        learned = {} if found["purpose"] == "adjudicate" else weights.get(found["project_id"], {})
+        factor = learned.get(found["user_id"], 1.0)
+        if factor < LEAST_WEIGHT:
+            continue
         ranks = [rank for _, rank in found["kept"]]
         if payload["all_bad"] or sum(rank is not None for rank in ranks) < 2:
             continue
@@ -198,7 +220,7 @@ def _rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
             "completions": [completion["text"] for completion, _ in found["kept"]],
             "ranks": ranks,
             "annotator": found["annotator"],
-            "weight": payload.get("weight", 1.0),
+            "weight": payload.get("weight", 1.0) * factor,
             "source": found["source"],
             "event": found["uuid"],
         }
