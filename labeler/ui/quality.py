@@ -1,6 +1,7 @@
 """The Quality tab: how far annotators agree, whom to talk to, and the disagreements a lead settles.
 
-Figures are HTML of quality_view.py; the disagreements are drawn in the browser by quality.js, which calls the functions below.
+Figures are HTML of quality_view.py; the disagreements are drawn in the browser by quality.js, which calls the
+functions below.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ STATES = {"fine": ("✓", "fine"), "look": ("▲", "look"), "few": ("·", "too f
 """Sign and word, so that no state is said by colour alone."""
 
 GOOD = {
-    "percent": "Share of pairs of votes (better, worse or tie) that are the same. Around 70% is usual for chat answers; "
+    "percent": "Share of pairs of votes (better, worse or tie) that are the same. Some 70% is usual for chat answers; "
     "near 40% the guidelines leave too much open.",
     "nominal": "Krippendorff's alpha: 1 is full agreement, 0 is chance. Above 0.67 labels carry conclusions, above 0.8 "
     "firm ones; on matters of taste expect less.",
@@ -58,15 +58,15 @@ def figures_html(found: quality.Quality) -> str:
         _card("Alpha, ordinal", overall.ordinal, "votes", GOOD["ordinal"]),
         _card("Kendall's tau-b", overall.tau, "pairs of rankings", GOOD["tau"] + left_out),
     ]
-    for title, figure in (("Known answers", found.gold), ("The same person again", found.retest)):
+    for title, figure, good in (
+        ("Known answers", found.gold, "Share of votes that are those of the known answer."),
+        (
+            "Own again",
+            found.retest,
+            "Share of votes that people repeat when a task comes back, a ceiling for the rest.",
+        ),
+    ):
         if figure.n:
-            good = (
-                "Share of votes that are those of the known answer."
-                if figure is found.gold
-                else (
-                    "Share of votes that people repeat when a task comes back. Agreement with others will rarely be higher."
-                )
-            )
             cards.append(_card(title, figure, "votes", good, share=True))
     newest = f" The newest {found.rankings:,} rankings are looked at." if found.cut else ""
     return (
@@ -189,13 +189,13 @@ def people_html(found: quality.Quality) -> str:
     body = "".join(_person(one) for one in found.annotators)
     signs = "".join(f"<dt>{TITLES[kind]}</dt><dd>{escape(text)}</dd>" for kind, text in quality.SIGNS.items())
     return (
-        "<h2>Annotators</h2><p class='meta'>▲ look: more than chance explains. A reason to read some of their rankings, "
-        "not a verdict. Reliability: the share of pairs they would order rightly, fitted from who agrees with whom; "
-        "50% is guessing.</p>"
+        "<h2>Annotators</h2><p class='meta'>▲ look: more than chance explains. A reason to read some of their "
+        "rankings, not a verdict. Reliability: the share of pairs they would order rightly, fitted from who agrees "
+        "with whom; 50% is guessing.</p>"
         f"<div class='table-wrap'><table class='people'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"</div><details class='signs'><summary>What the signs mean</summary><dl>{signs}</dl><p>Scores are near 0 for "
-        "somebody who reads. First card and same pattern: 1 is always. Speed: robust standard deviations between people; 3 is "
-        "far. Guessing: 1 is a guess.</p></details>"
+        "somebody who reads. First card and same pattern: 1 is always. Speed: robust standard deviations between "
+        "people; 3 is far. Guessing: 1 is a guess.</p></details>"
     )
 
 
