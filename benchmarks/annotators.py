@@ -2,8 +2,8 @@
 
     python -m benchmarks.annotators [--seeds 20]
 
-Of 40 annotators half are honest, with noise that differs between them threefold; the others, five of each kind, often
-click the first card, often give the same ranks in the order of the screen, guess, or rush (a fifth of the time, and
+Of 40 annotators half are honest, with noise that differs between them threefold; the others, five of each kind, in a
+quarter to all of their tasks click the first card or give the same ranks in the order of the screen, guess, or rush (a third of the time, and
 noisily). They rank 800 tasks of four completions, three people each, through the app's own store. A completion's true
 reward is linear in eight features; each annotator draws from a Plackett-Luce model of it at their own temperature.
 
@@ -92,7 +92,7 @@ def people(random: np.random.Generator, count: int) -> list[Simulated]:
     honest = [Simulated("honest", sharp, 0.0) for sharp in random.uniform(1.0, 3.0, count - count // 2)]
     others = []
     for number in range(count // 2):
-        kind, sharp, habit = KINDS[number % len(KINDS)], random.uniform(1.0, 3.0), random.uniform(0.5, 1.0)
+        kind, sharp, habit = KINDS[number % len(KINDS)], random.uniform(1.0, 3.0), random.uniform(0.25, 1.0)
         sharp = {"random": 0.0, "speed": 0.5}.get(kind, sharp)
         others.append(Simulated(kind, sharp, habit if kind in ("position", "pattern") else 0.0))
     return honest + others
@@ -154,7 +154,7 @@ def label(workspace: Workspace, random: np.random.Generator, crowd: Sequence[Sim
                 assignment_id = tasks.open_assignment(db, task_id, user, 0.0)
                 shown = [one.id for one in tasks.get_assignment(db, assignment_id, user).completions]
                 ranks = rank(random, crowd[who], np.array([reward[ids.index(one)] for one in shown]))
-                pace = np.exp(random.normal(0, 0.4)) * (0.2 if crowd[who].kind == "speed" else 1.0)
+                pace = np.exp(random.normal(0, 0.4)) * (0.3 if crowd[who].kind == "speed" else 1.0)
                 record_event(
                     workspace.store,
                     user,

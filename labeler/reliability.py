@@ -1,7 +1,7 @@
 """How reliable each annotator is, fitted from who agrees with whom: what training can weight rankings by.
 
 Bradley-Terry with one inverse temperature per annotator (after Chen et al., Pairwise Ranking Aggregation in a
-Crowdsourced Setting, WSDM 2013): P(a prefers i to j) = σ(β_a (θ_i - θ_j)), θ ~ N(0, 1), β_a ~ N(mean of all, 1). Of
+Crowdsourced Setting, WSDM 2013): P(a prefers i to j) = σ(β_a (θ_i - θ_j)), θ ~ N(0, 1), β_a ~ N(m, 1), m ~ N(1, 1). Of
 more than two completions it is Plackett-Luce: the best is chosen of all, the next of the rest. β = 0 is guessing.
 
 A task has few rankings, so its θ are not estimated but integrated out: each task is weighed over the same draws from
@@ -26,7 +26,7 @@ DRAWS = 256
 """Draws of θ that a task's likelihood is averaged over."""
 MOST = 9
 """Completions a task may have."""
-ITERATIONS, TOLERANCE = 60, 1e-3
+ITERATIONS, TOLERANCE, LONGEST = 60, 1e-3, 0.5
 KNOWN = 6.0
 """β of answers that are known (gold, adjudications): not fitted."""
 CHUNK = 10_000
@@ -77,10 +77,12 @@ def fit(tasks: Tasks, known: Mapping[Any, float] | None = None) -> dict[Any, Rel
         return {}
     theta = _draws()
     for _ in range(ITERATIONS):
-        mean = beta[free].mean()
+        mean = (beta[free].sum() + 1.0) / (free.sum() + 1.0)  # of all, with N(1, 1) beforehand
         gradient, curvature, information = _expectations(data, beta, theta)
-        # Newton's step, but at most twice EM's own (by the curvature alone): up to there EM still converges
-        step = np.where(free, (gradient - (beta - mean)) / (np.maximum(information, curvature / 2) + 1.0), 0.0)
+        # Newton's step, but at most twice EM's own (by the curvature alone): up to there EM still converges; and a
+        # short one, since far out the likelihood is so flat that a whole one would fly to the other side
+        step = (gradient - (beta - mean)) / (np.maximum(information, curvature / 2) + 1.0)
+        step = np.where(free, step.clip(-LONGEST, LONGEST), 0.0)
         beta = beta + step
         if np.abs(step).max() < TOLERANCE:
             break
