@@ -2,10 +2,11 @@
 
     python -m benchmarks.annotators [--seeds 20]
 
-Of 40 annotators half are honest, with noise that differs between them threefold; the others, five of each kind, in a
-quarter to all of their tasks click the first card or give the same ranks in the order of the screen, guess, or rush (a third of the time, and
-noisily). They rank 800 tasks of four completions, three people each, through the app's own store. A completion's true
-reward is linear in eight features; each annotator draws from a Plackett-Luce model of it at their own temperature.
+Of 40 annotators half are honest, with noise that differs between them threefold. The others, five of each kind, click
+the first card or give the same ranks in the order of the screen (in a quarter to all of their tasks), guess, or rush (a
+third of the time, and noisily). They rank 800 tasks of four completions, three people each, through the app's own
+store. A completion's true reward is linear in eight features; each annotator draws from a Plackett-Luce model of it at
+their own temperature.
 
 Prints, for each kind, the area under the ROC curve of the Quality page's score for it: against the honest, and against
 everybody else. Then the accuracy of a linear Bradley-Terry reward model on fresh pairs, learned from the app's snapshot
@@ -69,7 +70,7 @@ def main() -> int:
         for whom in ("honest", "everybody"):
             against[whom] = interval([one["areas"][kind][whom] for one in found])
             low, mean, high = against[whom]
-            print(f"{kind:10} ROC AUC against {whom:10} {mean:.3f} ({low:.3f} to {high:.3f})")
+            print(f"{kind:10} ROC AUC against {whom:10} {mean:.3f} ({low:.3f} to {min(high, 1):.3f})")
         report[kind] = against
         good &= against["honest"][1] > 0.9
     for name in ("plain", "weighted", "gain", "kept"):
