@@ -566,3 +566,9 @@ def _search_index(db: Database) -> list[str]:
         f"""CREATE TRIGGER in_force_lost BEFORE DELETE ON in_force BEGIN
             INSERT INTO search (search, {columns}) {text.format("'delete',", "OLD")}; END""",
     ]
+
+
+@steps()
+def m007_adjudications(db: Database) -> None:
+    """Which tasks a lead has settled is asked for every snapshot."""
+    _run(db, ["CREATE INDEX assignments_adjudicate ON assignments (task_id) WHERE purpose = 'adjudicate'"])

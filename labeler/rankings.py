@@ -16,6 +16,7 @@ from sqlite_utils import Database
 
 from data.records import InputError, Message
 from labeler import tasks
+from labeler.migrations import ERASED
 from labeler.prompts import add_completion, add_prompt
 from labeler.store import Row, Store, one, rows
 from labeler.users import User
@@ -74,7 +75,7 @@ def _record(db: Database, user: User, event: Event) -> bool:
         return False
     assignment = one(
         db,
-        "SELECT id, task_id, state, display_order FROM assignments WHERE id = ? AND user_id = ?",
+        "SELECT id, task_id, state, purpose, display_order FROM assignments WHERE id = ? AND user_id = ?",
         [event.assignment_id, user.id],
     )
     if assignment is None:
@@ -116,9 +117,17 @@ def _apply(db: Database, assignment: Row, kind: str) -> None:
     state, now = assignment["state"], time.time()
     if kind == "flag":
         return
+    if (kind == "adjudicate" or assignment["purpose"] == "adjudicate") and kind != "retract":
+        if kind != "adjudicate" or assignment["purpose"] != "adjudicate":
+            raise InputError("an adjudication is made on the Quality page, anything else in the Rank tab")
+        db.execute("UPDATE assignments SET state = 'submitted' WHERE id = ?", [assignment["id"]])
+        return  # it does not count toward the overlap
     if kind == "retract":
         if state not in ("submitted", "skipped"):
             raise InputError("there is nothing to take back on this task")
+        if assignment["purpose"] == "adjudicate":  # not open again: the Rank tab would show it
+            db.execute("UPDATE assignments SET state = 'released' WHERE id = ?", [assignment["id"]])
+            return
         if state == "skipped" and not tasks.room(db, assignment["task_id"], now, besides=assignment["id"]):
             raise InputError("somebody else has ranked this task since you skipped it")
         tasks.open_assignment_again(db, assignment["id"], now)
@@ -136,6 +145,23 @@ def _apply(db: Database, assignment: Row, kind: str) -> None:
     else:
         raise InputError(f"unknown kind of event {kind!r}")
     tasks.recount(db, assignment["task_id"])
+
+
+IN_FORCE_AT = f"""e.kind IN ('submit', 'adjudicate') AND e.payload != '{ERASED}' AND NOT EXISTS (
+    SELECT 1 FROM events AS later WHERE later.assignment_id = e.assignment_id AND later.id > e.id
+        AND later.id <= ? AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate')) AND e.id <= ?"""
+"""Whether an event `e` is in force after a certain event, which is both parameters; the view knows only the present."""
+
+
+def in_force(high_water: int | None = None) -> tuple[str, list[Any]]:
+    """The rankings in force as a table to select from, now or after the event `high_water`, and its parameters."""
+    if high_water is None:
+        return "latest_rankings", []
+    sql = f"""(SELECT e.id AS event_id, e.uuid, e.user_id, e.source, e.payload, e.created_at, t.prompt_id,
+            e.assignment_id, a.task_id, a.purpose, t.gold_ranks, t.project_id
+        FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
+        WHERE {IN_FORCE_AT})"""
+    return sql, [high_water, high_water]
 
 
 def check_opinion(event: Event, count: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from sqlite_utils import Database
 from data.formats import write_rows
 from data.preferences import file_sha256
 from data.records import InputError
-from labeler.migrations import ERASED
+from labeler import reliability
+from labeler.rankings import IN_FORCE_AT
 from labeler.store import Row, Store, rows, scalar
 from labeler.users import User
 
@@ -35,8 +36,14 @@ FILTERS = {
     "since": "only rankings made at or after this time (unix seconds)",
     "until": "only rankings made before this time (unix seconds)",
     "event_high_water": "nothing that was said after this event (id)",
+    "weight_by_reliability": "multiply each ranking's weight by its annotator's fitted reliability (default false)",
     "top_ranked_as_demonstrations": "let SFT learn from completions that are alone on rank 1 (default true)",
 }
+
+Weights = Mapping[int | None, Mapping[int, float]]
+"""Project -> annotator -> what their rankings are multiplied by."""
+LEAST_WEIGHT = 0.01
+"""Whoever is this close to guessing is left out: a weight of nearly nothing would only cost time."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,10 @@ def _count_all(db: Database) -> dict[str, int]:
     row = db.execute(
         """SELECT count(*), coalesce(sum(pairs), 0), coalesce(sum(ties), 0), count(DISTINCT user_id) FROM in_force
             WHERE pairs > 0 AND task_id NOT IN (SELECT id FROM tasks WHERE gold_ranks IS NOT NULL)
-                AND assignment_id NOT IN (SELECT id FROM assignments WHERE purpose = 'repeat')"""
+                AND assignment_id NOT IN (SELECT id FROM assignments WHERE purpose = 'repeat')
+                AND (task_id NOT IN (SELECT value FROM json_each(?))
+                    OR event_id IN (SELECT value FROM json_each(?)))""",
+        _settled(db, None),
     ).fetchone()
     return dict(zip(("rankings", "comparisons", "ties", "annotators"), row, strict=True))
 
@@ -212,8 +222,23 @@ def _in(column: str, values: Any, params: list[Any], negate: bool = False) -> st
     return f"{column} {'NOT ' if negate else ''}IN (SELECT value FROM json_each(?))"
 
 
-_LEARNED = "t.gold_ranks IS NULL AND a.purpose != 'repeat'"
-"""Known answers test people, and a repeat tests one again: neither is a new opinion."""
+_LEARNED = """t.gold_ranks IS NULL AND a.purpose != 'repeat' AND (
+    a.task_id NOT IN (SELECT value FROM json_each(?))
+    OR e.id IN (SELECT value FROM json_each(?)))"""
+"""Known answers test people, and a repeat tests one again: neither is a new opinion. Of a task with an adjudication in
+force (the last one, where leads made several) that ranking alone is learned from."""
+
+
+def _settled(db: Database, high_water: int | None) -> list[str]:
+    """The tasks that have an adjudication in force at the high-water mark, and its event, as two JSON lists."""
+    newest = 2**62 if high_water is None else high_water
+    found = rows(
+        db,
+        f"""SELECT a.task_id, max(e.id) AS event_id FROM assignments AS a JOIN events AS e ON e.assignment_id = a.id
+            WHERE a.purpose = 'adjudicate' AND {IN_FORCE_AT} GROUP BY a.task_id""",
+        [newest, newest],
+    )
+    return [json.dumps([row[name] for row in found]) for name in ("task_id", "event_id")]
 
 
 BATCH = 500
@@ -224,17 +249,14 @@ def in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """The rankings in force at the high-water mark that pass the filters, with their completions in task order."""
     high_water = filters.get("event_high_water")
     params: list[Any] = []
+    settled = _settled(db, high_water)
     if high_water is None or high_water >= scalar(db, "SELECT coalesce(max(id), 0) FROM events"):
         source, where = "in_force AS f CROSS JOIN events AS e ON e.id = f.event_id", [_LEARNED]
+        params += settled
     else:  # in_force knows only the present
         source = "events AS e"
-        where = [
-            f"""e.kind IN ('submit', 'adjudicate') AND e.id <= ? AND e.payload != '{ERASED}' AND NOT EXISTS (
-                SELECT 1 FROM events AS later WHERE later.assignment_id = e.assignment_id AND later.id > e.id
-                    AND later.id <= ? AND later.kind IN ('submit', 'skip', 'retract', 'adjudicate'))""",
-            _LEARNED,
-        ]
-        params += [high_water, high_water]
+        where = [IN_FORCE_AT, _LEARNED]
+        params += [high_water, high_water, *settled]
     if "annotators" in filters:
         where.append(_in("lower(u.name)", [name.lower() for name in filters["annotators"]], params))
     if "exclude_annotators" in filters:
@@ -252,7 +274,8 @@ def in_force(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
         where.append("e.created_at < ?")
         params.append(filters["until"])
     # CROSS JOIN keeps SQLite from starting elsewhere and sorting everything afterwards
-    sql = f"""SELECT e.id AS event_id, e.uuid, e.source, e.payload, p.messages, p.id AS prompt_id, u.name AS annotator
+    sql = f"""SELECT e.id AS event_id, e.uuid, e.source, e.payload, p.messages, p.id AS prompt_id, u.name AS annotator,
+            a.user_id, a.purpose, t.project_id
         FROM {source} CROSS JOIN assignments AS a ON a.id = e.assignment_id CROSS JOIN tasks AS t ON t.id = a.task_id
         CROSS JOIN prompts AS p ON p.id = t.prompt_id CROSS JOIN users AS u ON u.id = a.user_id
         WHERE {" AND ".join(where)} ORDER BY e.id"""
@@ -282,10 +305,24 @@ def _completions(db: Database, ids: Collection[int]) -> dict[int, Row]:
     return {row["id"]: row for row in rows(db, sql, [json.dumps(sorted(ids))])}
 
 
+def _reliability(db: Database, filters: Mapping[str, Any]) -> Weights:
+    """Empty where it is not asked for."""
+    if not filters.get("weight_by_reliability"):
+        return {}
+    found = rows(db, "SELECT id FROM projects")
+    return {row["id"]: reliability.weights(db, row["id"], filters.get("event_high_water")) for row in found}
+
+
 def rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """One row a ranking with at least two completions in order."""
+    weights = _reliability(db, filters)
     for found in in_force(db, filters):
         payload = found["payload"]
+        # an adjudication is the last word, and weighs 1
+        learned = {} if found["purpose"] == "adjudicate" else weights.get(found["project_id"], {})
+        factor = learned.get(found["user_id"], 1.0)
+        if factor < LEAST_WEIGHT:
+            continue
         ranks = [rank for _, rank in found["kept"]]
         if payload["all_bad"] or sum(rank is not None for rank in ranks) < 2:
             continue
@@ -294,7 +331,7 @@ def rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
             "completions": [completion["text"] for completion, _ in found["kept"]],
             "ranks": ranks,
             "annotator": found["annotator"],
-            "weight": payload.get("weight", 1.0),
+            "weight": payload.get("weight", 1.0) * factor,
             "source": found["source"],
             "event": found["uuid"],
         }
@@ -308,7 +345,7 @@ def rankings(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
 
 def demonstrations(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
     """Answers people wrote: imported, or rewritten while ranking; then completions alone on rank 1."""
-    if not set(filters) - {"categories", "event_high_water", "top_ranked_as_demonstrations"}:
+    if not set(filters) - {"categories", "event_high_water", "top_ranked_as_demonstrations", "weight_by_reliability"}:
         params: list[Any] = []
         where = "AND " + _in("p.category", filters["categories"], params) if "categories" in filters else ""
         sql = f"""SELECT p.messages, c.text FROM completions AS c JOIN prompts AS p ON p.id = c.prompt_id

@@ -67,12 +67,12 @@ def table(titles: Sequence[str], body: Sequence[Sequence[str]], label: str) -> s
     return f'<div class="table-wrap" tabindex="0" role="region" aria-label="{escape(label)}">{inside}</div>'
 
 
-def on_show(fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Call `fn` when the page loads and whenever the tab in which the caller stands is opened."""
+def on_show(fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], on_load: bool = True) -> None:
+    """Call `fn` when the page loads (unless that costs too much) and whenever the caller's tab is opened."""
     block = Context.block
     while block is not None and not isinstance(block, gr.Tab):
         block = block.parent
-    triggers = [Context.root_block.load] if Context.root_block is not None else []
+    triggers = [Context.root_block.load] if on_load and Context.root_block is not None else []
     if block is not None:
         triggers.append(block.select)
     gr.on(triggers, fn, list(inputs), list(outputs), queue=False, **QUIET)

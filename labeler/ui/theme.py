@@ -13,7 +13,7 @@ MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 def css() -> str:
     """The page's style sheet."""
-    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "studio.css"))
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "studio.css", "quality.css"))
 
 
 def script(name: str) -> str:
