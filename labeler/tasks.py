@@ -161,6 +161,16 @@ def renew(db: Database, assignment_id: int) -> None:
     db.execute("UPDATE assignments SET leased_until = ? WHERE id = ?", [time.time() + LEASE_SECONDS, assignment_id])
 
 
+def heartbeat(store: Store, user: User, assignment_id: int) -> bool:
+    """Keep the lease of a task that somebody is looking at; False where it is not theirs or not open any more."""
+    with store.write() as db:
+        sql = "SELECT 1 FROM assignments WHERE id = ? AND user_id = ? AND state = 'open'"
+        if one(db, sql, [assignment_id, user.id]) is None:
+            return False
+        renew(db, assignment_id)
+        return True
+
+
 def recount(db: Database, task_id: int) -> None:
     """Bring `tasks.submissions` in line with the assignments."""
     db.execute(
