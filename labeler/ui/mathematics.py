@@ -112,7 +112,7 @@ def _closing(text: str, start: int, closing: str) -> int | None:
 def _is_formula(text: str, start: int, end: int) -> bool:
     """Whether $..$ is a formula and not two amounts: no space inside the marks, no digit or letter beside them."""
     before, after, inside = text[start - 2 : start - 1], text[end + 1 : end + 2], text[start:end]
-    if before.isalnum() or after.isalnum() or "$" in (before, after) or inside != inside.strip():
+    if before.isalnum() or after.isalnum() or "$" in (before, after) or inside != inside.strip() or "`" in inside:
         return False
     return bool(_NUMBER.fullmatch(inside)) or not _AMOUNT.match(inside)
 

@@ -114,7 +114,7 @@ function drawCard(card, counts) {
     if (tie) badge.append(" ", make("small", {}, TEXTS.tie));
   }
   const best = question() === "ratings" ? number === MAX_RATING : number === 1;
-  card.dataset.rank = number ?? "";
+  card.classList.toggle("answered", badge.textContent !== "–");
   card.classList.toggle("best", best && !(question() === "pairwise" && tie));
   card.setAttribute("aria-label", `${TEXTS.completion(letter(index))}${words ? `, ${words}` : ""}`);
   for (const choice of card.querySelectorAll("[data-rank]")) choice.ariaPressed = String(Number(choice.dataset.rank) === number);

@@ -27,7 +27,7 @@ function onKey(key) {
   else if (command) return;
   else if (name === "Escape") {
     if (!onEscape(typing)) return;
-  } else if (typing || busy) return;
+  } else if (typing || busy || (focus?.closest?.(".side") && name in ARROWS)) return; // arrows scroll the panel
   else if (menu && !key.altKey) {
     if (!onMenuKey(name, focus)) return;
   } else if (!key.altKey && name === "?") togglePanel("keys");
@@ -39,7 +39,10 @@ function onKey(key) {
 /** From the inside out: leave a field, close a list, close the panel, leave a change. */
 function onEscape(typing) {
   if (menu) closeMenu(true);
-  else if (typing && state) mark(state.active, true);
+  else if (typing && state) {
+    if (!state.rewrite || !rewritten()) showRewrite(false);
+    mark(state.active, true);
+  }
   else if (panel) togglePanel(panel);
   else if (correcting()) load();
   else return false;

@@ -31,7 +31,7 @@ function askReason(title, reasons, key, optional, done) {
       make("button", { type: "button", onclick: choose }, make("kbd", { ariaHidden: "true" }, String(at + 1)), ` ${name}`),
     ),
     other,
-    ...(optional ? [button(TEXTS.skip, () => finish(""), { className: "no-reason" })] : []),
+    ...(optional ? [button(TEXTS.noReason, () => finish(""), { className: "no-reason" })] : []),
     button(TEXTS.cancel, () => closeMenu(true), { className: "quiet" }),
   );
   part(".action-buttons").before(list);

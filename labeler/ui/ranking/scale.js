@@ -35,7 +35,7 @@ function makeScale() {
         ariaLabel: stepName(number),
         onclick: () => setStep(scaleStep() === number ? null : number),
       },
-      make("span", { className: "step-mark", ariaHidden: "true" }, number === TIE ? "=" : number < TIE ? `A${"+".repeat(TIE - number)}` : `B${"+".repeat(number - TIE)}`),
+      make("span", { className: "step-mark", ariaHidden: "true" }, number === TIE ? "=" : `${number < TIE ? "A" : "B"}${Math.abs(number - TIE)}`),
       make("span", { className: "step-name", ariaHidden: "true" }, stepName(number)),
       make("kbd", { ariaHidden: "true" }, String(number)),
     );
