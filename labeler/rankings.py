@@ -324,7 +324,9 @@ def _labels(db: Database, where: str, params: list[Any], limit: int) -> list[Lab
         [*params, limit],
     )
     return [
-        Label(row["assignment_id"], json.loads(row["messages"]), as_shown(json.loads(row["payload"])), row["created_at"])
+        Label(
+            row["assignment_id"], json.loads(row["messages"]), as_shown(json.loads(row["payload"])), row["created_at"]
+        )
         for row in found
     ]
 

@@ -132,15 +132,17 @@ def read_event(data: Any) -> rankings.Event:
     """The event that a browser sent. Raises InputError where it is not one."""
     if not isinstance(data, dict) or data.get("kind") not in ("submit", "skip", "flag"):
         raise InputError("the browser sent something unknown; reload the page")
-    said = {name: data.get(name) if isinstance(data.get(name), list) else [] for name in ("ranks", "tags", "ratings")}
+    said: dict[str, list[Any]] = {
+        name: data[name] if isinstance(data.get(name), list) else [] for name in ("ranks", "tags", "ratings")
+    }
     version = data.get("guidelines_version")
     return rankings.Event(
         uuid=read_uuid(data),
         assignment_id=read_whole(data, "assignment"),
         kind=data["kind"],
-        ranks=said["ranks"] or [],
-        tags=said["tags"] or [],
-        ratings=said["ratings"] or [],
+        ranks=said["ranks"],
+        tags=said["tags"],
+        ratings=said["ratings"],
         all_bad=data.get("all_bad") is True,
         comment=str(data.get("comment") or ""),
         reason=str(data.get("reason") or ""),

@@ -57,6 +57,27 @@ def press(page: Page, keys: str) -> None:
         page.keyboard.press(key)
 
 
+def touch_drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """One finger from here to there."""
+    touch = page.context.new_cdp_session(page)
+    for step in range(10):
+        points = [{"x": start[0] + (end[0] - start[0]) * step / 9, "y": start[1] + (end[1] - start[1]) * step / 9}]
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if step else "touchStart", "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def tap(target: Locator) -> None:
+    """Tap until the click arrives: Chromium swallows a tap that follows another touch too soon."""
+    node = target.element_handle()
+    node.evaluate("node => node.addEventListener('click', () => (node.clicked = true), { once: true })")
+    for _ in range(20):
+        target.tap()
+        target.page.wait_for_timeout(100)
+        if node.evaluate("node => node.clicked === true"):
+            return
+    raise AssertionError("no click came of twenty taps")
+
+
 def payload(app: App, kind: str = "submit") -> dict[str, Any]:
     """What the last event of this kind holds."""
     (row,) = app.query("SELECT payload FROM events WHERE kind = ? ORDER BY id DESC LIMIT 1", (kind,))

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import ANSWERS, App, MakeApp, seed_rows
-from tests.browser.ranking import badges, open_rank, prompt, rank_three_tasks, stored, submit, texts
+from tests.browser.ranking import badges, open_rank, prompt, rank_three_tasks, stored, submit, tap, texts, touch_drag
 
 
 def open_fresh(page: Page, app: App) -> None:
@@ -243,22 +243,15 @@ def test_on_a_small_touch_screen(make_app: MakeApp, phone: Page) -> None:
     first = phone.locator(".card").nth(0).bounding_box()
     assert head
     assert first
-    touch = phone.context.new_cdp_session(phone)
     x, y = head["x"] + 30, head["y"] + 15
-    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
-    target = first["y"] + first["height"] * 0.3
-    for step in range(1, 9):
-        points = [{"x": x, "y": y + (target - y) * step / 8}]
-        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points})
-    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    touch_drag(phone, (x, y), (x, first["y"] + first["height"] * 0.3))
     assert texts(phone) == [shown[1], shown[0], shown[2], shown[3]]
     assert badges(phone) == ["1", "2", "3", "4"]
 
-    phone.wait_for_timeout(400)  # Chromium takes two touches within 300 ms for a double tap
-    phone.locator(".card").nth(3).get_by_role("button", name="Rank 3").tap()
+    tap(phone.locator(".card").nth(3).get_by_role("button", name="Rank 3"))
     expect(phone.locator(".badge").last).to_have_text(re.compile("3 ?tie"))
     assert badges(phone) == ["1", "2", "3 tie", "3 tie"]
-    phone.locator(".submit").tap()
+    tap(phone.locator(".submit"))
     expect(phone.locator(".prompt .turn-text").last).not_to_have_text(question)
     assert stored(app, question) == {shown[1]: 1, shown[0]: 2, shown[2]: 3, shown[3]: 3}
 
