@@ -40,7 +40,7 @@ const part = (selector) => root.querySelector(selector);
 const cards = () => Array.from(root.querySelectorAll(".card"));
 const cardOf = (index) => part(`.card[data-index="${index}"]`);
 const visible = () => element.isConnected && root.offsetParent !== null;
-const narrow = () => window.innerWidth <= 720; // as in rank.css
+const narrow = () => window.innerWidth <= 720; // as in panels.css
 const letter = (index) => String.fromCharCode(65 + index);
 const onTask = () => view?.kind === "task";
 const correcting = () => view?.said_at !== undefined;
