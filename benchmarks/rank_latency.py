@@ -24,7 +24,7 @@ MEASURE = """() => new Promise((done) => {
   const shown = () => document.querySelector('.prompt')?.textContent;
   const before = shown();
   let start = 0;
-  addEventListener('keydown', (key) => { if (key.key === 'Enter') start = performance.now(); }, { capture: true, once: true });
+  addEventListener('keydown', (key) => (start ||= key.key === 'Enter' ? performance.now() : 0), true);
   const look = () => (start && shown() && shown() !== before)
     ? requestAnimationFrame(() => done(performance.now() - start))
     : requestAnimationFrame(look);
