@@ -27,7 +27,7 @@ function makeCard(index) {
     }),
   );
   const card = make(
-    "article",
+    "div",
     { className: "card", role: "listitem", tabIndex: -1, dataset: { index } },
     head,
     body,
