@@ -40,7 +40,9 @@ def violations(page: Page) -> list[str]:
 @pytest.fixture(scope="module", params=[("light", 1440), ("dark", 1440), ("light", 390), ("dark", 390)], ids=str)
 def wide_or_narrow(request: pytest.FixtureRequest, browser: Browser, app: App) -> Any:
     scheme, width = request.param
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    # without motion: a colour half-way through its transition has no contrast to judge
+    size = {"width": width, "height": 900}
+    context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
     context.set_default_timeout(20_000)
     page = context.new_page()
     open_rank(page, app)
