@@ -48,7 +48,7 @@ function drawTask() {
   grow(part(".comment"));
   drawState();
   mark(nextUnanswered(first) ?? first, true);
-  if (view.draft && !correcting()) part(".draft-note").textContent = TEXTS.draftBack;
+  if (view.draft && !correcting()) note(TEXTS.draftBack);
   if (root.getBoundingClientRect().top < 0) window.scrollTo(0, narrow() ? root.getBoundingClientRect().top + window.scrollY : 0);
 }
 
@@ -143,7 +143,7 @@ function makeActions() {
     "div",
     { className: "action-buttons" },
     make("div", { className: "rank-notice", role: "alert" }),
-    make("span", { className: "draft-note", role: "status" }),
+    make("span", { className: "draft-note" }),
   );
   if (!correcting()) buttons.append(button(TEXTS.skip, askSkip, { className: "skip" }));
   buttons.append(

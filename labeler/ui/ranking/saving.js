@@ -112,9 +112,12 @@ function changed(fresh = true) {
   if (fresh) state.uuid = newId();
   if (correcting()) return; // what was submitted stands until the change is submitted
   draft.dirty = true;
+  note(TEXTS.draftSaving);
   clearTimeout(draft.timer);
   draft.timer = setTimeout(flushDraft, DRAFT_DELAY_MS);
 }
+
+const note = (message) => part(".draft-note")?.replaceChildren(message);
 
 function stopDraft() {
   clearTimeout(draft.timer);
@@ -131,14 +134,14 @@ async function flushDraft() {
   const answer = await call("rank_draft", { assignment, ...said() });
   draft.sending = false;
   if (view?.assignment !== assignment) return;
-  const note = part(".draft-note");
   if (answer.error) {
     draft.dirty = true;
-    if (note) note.textContent = TEXTS.draftFailed;
+    note(TEXTS.draftFailed);
+    announce(TEXTS.draftFailed);
     draft.timer = setTimeout(flushDraft, RETRY_MS);
   } else {
-    if (note) note.textContent = answer.saved ? TEXTS.draftSaved : "";
-    if (draft.dirty) draft.timer = setTimeout(flushDraft, DRAFT_DELAY_MS);
+    if (!draft.dirty) note(answer.saved ? TEXTS.draftSaved : "");
+    else draft.timer = setTimeout(flushDraft, DRAFT_DELAY_MS);
   }
 }
 

@@ -68,6 +68,7 @@ const TEXTS = {
   // below the task
   comment: "Comment",
   commentHint: "Comment (optional)",
+  draftSaving: "Saving draft …",
   draftSaved: "Draft saved",
   draftFailed: "Draft not saved. Trying again …",
   draftBack: "Your draft is back",
