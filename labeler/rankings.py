@@ -209,7 +209,7 @@ def check_tags(tags: Sequence[Any], count: int) -> list[list[str]]:
     if len(tags) != count:
         raise InputError(f"{count} completions but tags for {len(tags)}; reload the page")
     for words in tags:
-        if isinstance(words, str) or not all(isinstance(word, str) and len(word) <= 60 for word in words):
+        if not isinstance(words, list | tuple) or not all(isinstance(w, str) and len(w) <= 60 for w in words):
             raise InputError("tags are lists of words of at most 60 characters")
         if len(words) > 30:
             raise InputError("at most 30 tags for a completion")
@@ -233,7 +233,7 @@ def check_ranks(ranks: Sequence[Any], count: int, all_bad: bool) -> list[Rank]:
 def save_draft(store: Store, user: User, assignment_id: int, draft: dict[str, Any]) -> bool:
     """Keep an unfinished ranking, and the lease with it; False where the task is not open any more.
 
-    `draft` holds ranks (display order), all_bad, comment, and `order` (where the cards were dragged to).
+    `draft` holds what a submit would (in display order), and `order` (where the cards were dragged to).
     """
     with store.write() as db:
         row = one(
@@ -256,6 +256,14 @@ def clean_draft(draft: dict[str, Any], count: int) -> dict[str, Any]:
     check_ranks(ranks, count, all_bad=True)
     comment = str(draft.get("comment") or "")[:MAX_COMMENT]
     clean = {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
+    for name, check in (("tags", check_tags), ("ratings", check_ratings)):
+        said = draft.get(name)
+        if isinstance(said, list) and len(said) == count:
+            clean[name] = check(said, count)
+    if draft.get("rewrite"):
+        clean["rewrite"] = str(draft["rewrite"])[:MAX_REWRITE]
+    if draft.get("strength") in (1, 2, 3, 4):
+        clean["strength"] = draft["strength"]
     order = draft.get("order")
     places = order if isinstance(order, list) and all(isinstance(place, int) for place in order) else []
     if places != list(range(count)) and sorted(places) == list(range(count)):
@@ -294,15 +302,59 @@ def undo(store: Store, user: User, uuid: str) -> int | None:
             return None
         _record(db, user, Event(uuid, last["assignment_id"], "retract"))
         if last["kind"] == "submit":
-            payload = json.loads(last["payload"])
-            ranks = dict(zip(payload["completion_ids"], payload["ranks"], strict=True))
-            draft = {
-                "ranks": [ranks[completion] for completion in payload["display_order"]],
-                "all_bad": payload["all_bad"],
-                "comment": payload["comment"],
-            }
-            _write_draft(db, last["assignment_id"], draft)
+            _write_draft(db, last["assignment_id"], as_shown(json.loads(last["payload"])))
         return int(last["assignment_id"])
+
+
+def as_shown(payload: dict[str, Any]) -> dict[str, Any]:
+    """What a submit said, as the draft of it: in the order in which the completions were shown."""
+    place = {completion: i for i, completion in enumerate(payload["completion_ids"])}
+    said = {
+        name: [payload[name][place[completion]] for completion in payload["display_order"]]
+        for name in ("ranks", "tags", "ratings")
+        if name in payload
+    }
+    return said | {name: payload[name] for name in ("all_bad", "comment", "rewrite", "strength") if name in payload}
+
+
+@dataclass(frozen=True)
+class Label:
+    """A submission in force, for the person who made it; `said` is a draft, `at` in unix seconds."""
+
+    assignment_id: int
+    messages: list[Message]
+    said: dict[str, Any]
+    at: float
+
+
+def history(store: Store, user: User, project_id: int, limit: int = 20) -> list[Label]:
+    """This person's last submissions in the project that are in force, the newest first."""
+    return _labels(store.db, "user_id = ? AND project_id = ?", [user.id, project_id], limit)
+
+
+def label(store: Store, user: User, assignment_id: int) -> Label:
+    """One of them. Raises InputError where there is none to change."""
+    found = _labels(store.db, "user_id = ? AND assignment_id = ?", [user.id, assignment_id], 1)
+    if not found:
+        raise InputError("this label was taken back or is not yours; choose another one")
+    return found[0]
+
+
+def _labels(db: Database, where: str, params: list[Any], limit: int) -> list[Label]:
+    found = rows(
+        db,
+        f"""SELECT r.assignment_id, r.payload, r.created_at, p.messages
+            FROM latest_rankings AS r JOIN prompts AS p ON p.id = r.prompt_id
+            WHERE {where} AND r.source IN ('task', 'api') AND r.purpose != 'adjudicate'
+            ORDER BY r.event_id DESC LIMIT ?""",
+        [*params, limit],
+    )
+    return [
+        Label(
+            row["assignment_id"], json.loads(row["messages"]), as_shown(json.loads(row["payload"])), row["created_at"]
+        )
+        for row in found
+    ]
 
 
 def return_skipped(store: Store, user: User, uuid: str) -> int:

@@ -7,13 +7,14 @@ from pathlib import Path
 import gradio as gr
 
 FOLDER = Path(__file__).parent
+STYLES = ("style.css", "rank.css", "cards.css", "panels.css", "markdown.css", "studio.css", "quality.css")
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
 def css() -> str:
     """The page's style sheet."""
-    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "studio.css", "quality.css"))
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in STYLES)
 
 
 def script(name: str) -> str:

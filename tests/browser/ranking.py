@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from labeler.projects import Project, create_project
+from labeler.prompts import add_completion, add_prompt
+from labeler.store import Store
+from labeler.tasks import create_task
+from labeler.users import local_owner
+from labeler.workspace import open_workspace
 from tests.browser.conftest import App
 
 Ranks = dict[str, int | None]
@@ -16,6 +25,64 @@ Ranks = dict[str, int | None]
 def open_rank(page: Page, app: App) -> None:
     page.goto(app.url)
     page.locator(".card").first.wait_for()  # the whole page is loaded first: more patience than `expect` has
+
+
+@contextmanager
+def store_of(app: App) -> Iterator[Store]:
+    """The app's database, also while it runs."""
+    store = open_workspace(app.workspace, app.base_model, seed_file=None).store
+    yield store
+    store.close()
+
+
+def add_project(app: App, name: str, tasks: Sequence[tuple[str, Sequence[str]]], **settings: Any) -> Project:
+    """A project with these tasks: (prompt, completions)."""
+    with store_of(app) as store:
+        project = create_project(store, local_owner(store), name, **settings)
+        add_tasks(store, project.id, tasks)
+    return project
+
+
+def add_tasks(store: Store, project_id: int, tasks: Sequence[tuple[str, Sequence[str]]], **more: Any) -> None:
+    with store.write() as db:
+        for text, answers in tasks:
+            prompt_id = add_prompt(db, [{"role": "user", "content": text}], "", "test")
+            ids = [add_completion(db, prompt_id, answer, None, {}, None, "stop", "test") for answer in answers]
+            create_task(db, prompt_id, ids, project_id=project_id, **more)
+
+
+def press(page: Page, keys: str) -> None:
+    """Several keys, with spaces between them."""
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def touch_drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """One finger from here to there."""
+    touch = page.context.new_cdp_session(page)
+    for step in range(10):
+        points = [{"x": start[0] + (end[0] - start[0]) * step / 9, "y": start[1] + (end[1] - start[1]) * step / 9}]
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if step else "touchStart", "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def tap(target: Locator) -> None:
+    """Tap until the click arrives: Chromium swallows a tap that follows another touch too soon."""
+    node = target.element_handle()
+    node.evaluate("node => node.addEventListener('click', () => (node.clicked = true), { once: true })")
+    for _ in range(20):
+        target.tap()
+        target.page.wait_for_timeout(100)
+        if node.evaluate("node => node.clicked === true"):
+            return
+    raise AssertionError("no click came of twenty taps")
+
+
+def payload(app: App, kind: str = "submit") -> dict[str, Any]:
+    """What the last event of this kind holds."""
+    (row,) = app.query("SELECT payload FROM events WHERE kind = ? ORDER BY id DESC LIMIT 1", (kind,))
+    found: dict[str, Any] = json.loads(row["payload"])
+    return found
 
 
 def prompt(page: Page) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import rankings, tasks
+from labeler import rankings, tasks, users
 from labeler.rankings import Event, record_comparison, record_event, save_draft
 from labeler.store import rows, scalar
 from labeler.users import local_owner
@@ -220,3 +220,51 @@ def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:
         )
     assert scalar(workspace.store.db, "SELECT count(*) FROM completions") == before
     assert scalar(workspace.store.db, "SELECT count(*) FROM prompts") == 1
+
+
+def test_a_draft_keeps_all_that_a_submit_says(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 1)
+    owner = local_owner(workspace.store)
+    assignment = tasks.next_assignment(workspace.store, owner)
+    assert assignment is not None
+    draft = {
+        "ranks": [1, 2, None, 2],
+        "tags": [["helpful"], [], ["x", "x"], []],
+        "ratings": [5, None, None, 1],
+        "strength": 3,
+        "rewrite": "better",
+        "order": [3, 2, 1, 0],
+        "comment": "c",
+        "all_bad": False,
+        "unknown": "dropped",
+    }
+    assert save_draft(workspace.store, owner, assignment.id, draft)
+    again = tasks.next_assignment(workspace.store, owner)
+    assert again is not None
+    del draft["unknown"]
+    assert again.draft == draft | {"tags": [["helpful"], [], ["x"], []]}
+    for broken in ({"tags": [1, 2, 3, 4]}, {"tags": [[1], [], [], []]}, {"ratings": [6, 1, 1, 1]}):
+        with pytest.raises(InputError):
+            save_draft(workspace.store, owner, assignment.id, {"ranks": [None] * 4, **broken})
+
+
+def test_history_holds_what_is_in_force_in_display_order(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 3)
+    store, owner = workspace.store, local_owner(workspace.store)
+    done = []
+    for number in range(3):
+        assignment = tasks.next_assignment(store, owner)
+        assert assignment is not None
+        event = Event(new_id(), assignment.id, "submit", [1, 2, 3, number + 1], tags=[["a"], [], [], ["d"]])
+        record_event(store, owner, event)
+        done.append(assignment)
+    record_event(store, owner, Event(new_id(), done[0].id, "submit", [4, 3, 2, 1], comment="changed"))
+    rankings.undo(store, owner, new_id())  # takes back the changed one
+    assert [label.assignment_id for label in rankings.history(store, owner, 1)] == [done[2].id, done[1].id]
+    (label,) = rankings.history(store, owner, 1, limit=1)
+    assert label.said == {"ranks": [1, 2, 3, 3], "tags": [["a"], [], [], ["d"]], "all_bad": False, "comment": ""}
+    assert rankings.history(store, owner, 2) == []
+    other = users.add_user(store, "ann", "annotator", "correct horse")
+    assert rankings.history(store, other, 1) == []
+    with pytest.raises(InputError, match="not yours"):
+        rankings.label(store, other, done[1].id)

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from data.records import InputError
-from labeler import invitations, ui, users
+from labeler import invitations, projects, ui, users
 from labeler.store import scalar
 from labeler.web import check_host, create_app, is_loopback
 from labeler.workspace import Workspace
@@ -155,10 +155,15 @@ def test_a_task_is_ranked_over_http(open_app: tuple[TestClient, Workspace]) -> N
         {"kind": "submit", "uuid": "0123456789abcdee", "assignment": "1; DROP TABLE events", "ranks": [1, 2]},
         {"kind": "submit", "uuid": "0123456789abcdee", "assignment": 10**30, "ranks": [1, 2]},
         {"kind": "submit", "uuid": "0123456789abcdee", "assignment": 99, "ranks": [1, 2, 3, 4]},
+        {"kind": "submit", "uuid": "0123456789abcdee", "assignment": 1, "ranks": [1, 2, 3, 4], "tags": [1, 2, 3, 4]},
+        {"kind": "submit", "uuid": "0123456789abcdee", "assignment": 1, "ranks": [1, 2, 3, 4], "strength": [1]},
     ],
 )
 def test_nonsense_is_answered_with_an_error_line(open_app: tuple[TestClient, Workspace], data: Any) -> None:
-    for function in ("rank_submit", "rank_draft", "rank_undo", "rank_skipped"):
+    for function in (
+        *("rank_submit", "rank_draft", "rank_undo", "rank_skipped", "rank_flag", "rank_heartbeat"),
+        *("rank_history", "rank_open", "rank_guidelines"),
+    ):
         if function == "rank_submit" or not isinstance(data, dict):
             answer = call(open_app[0], function, data)
             assert answer.status_code == 200
@@ -257,6 +262,24 @@ def test_people_rank_under_their_own_names(closed_app: tuple[TestClient, Workspa
     assert "error" not in call(client, "rank_submit", stolen).json()
     sql = "SELECT u.name FROM latest_rankings AS r JOIN users AS u ON u.id = r.user_id"
     assert scalar(workspace.store.db, sql) == "ann"
+
+
+def test_nobody_sees_or_touches_the_tasks_and_projects_of_others(closed_app: tuple[TestClient, Workspace]) -> None:
+    client, workspace = closed_app
+    lead = users.check_password(workspace.store, "lea", "correct horse")
+    assert lead is not None
+    closed = projects.create_project(workspace.store, lead, "closed", for_everybody=False)
+    log_in(client, "lea")
+    view = call(client, "rank_next", {"project": 1}).json()
+    log_in(client, "ann")
+    theirs = {"assignment": view["assignment"], "kind": "flag", "reason": "x", "uuid": "0123456789abcdff"}
+    assert "not yours" in call(client, "rank_flag", theirs).json()["error"]
+    assert call(client, "rank_heartbeat", theirs).json() == {"open": False}
+    assert call(client, "rank_draft", theirs).json() == {"saved": False}
+    assert "not yours" in call(client, "rank_open", theirs).json()["error"]
+    for function in ("rank_history", "rank_guidelines"):
+        assert "not open to you" in call(client, function, {"project": closed.id}).json()["error"]
+    assert call(client, "rank_next", {"project": closed.id}).json().get("project", {"id": 1})["id"] == 1
 
 
 def test_an_export_is_for_leads(closed_app: tuple[TestClient, Workspace]) -> None:

@@ -1,5 +1,4 @@
 // Dragging the cards of the Rank tab by mouse, pen and finger: pointer events, so that all three are one.
-// Comes before ranking.js in one scope with it: `root`, `make`, `say`, `cards`, `reorder` and the like are found there.
 
 let drag = null;
 
@@ -43,7 +42,7 @@ function liftCard() {
   card.style.height = `${Math.min(box.height, window.innerHeight * 0.5)}px`;
   root.classList.add("is-dragging");
   drag.dy = Math.min(drag.dy, window.innerHeight * 0.5);
-  say("Drop the card where it belongs. The first place is the best; all cards are ranked in this order.", "drag");
+  say(TEXTS.dropHint, "drag");
   drag.frame = requestAnimationFrame(scrollAtEdge);
 }
 
@@ -87,10 +86,9 @@ function endDrag(end) {
   card.style.cssText = "";
   root.classList.remove("is-dragging");
   say("");
-  drawRanks();
+  drawState();
   if (!dropped) return;
   const order = cards().map((node) => Number(node.dataset.index));
   if (order.join() !== state.order.join()) reorder(order); // put back where it was: nothing was said
   mark(Number(card.dataset.index), true);
 }
-
