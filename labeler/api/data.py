@@ -54,12 +54,14 @@ class Filters(Body):
 
     annotators: list[Name] | None = None
     exclude_annotators: list[Name] | None = None
+    project_ids: list[Identifier] | None = None
     categories: list[Line] | None = None
     sources: list[Line] | None = None
     checkpoint_ids: list[Identifier] | None = None
     since: Seconds | None = None
     until: Seconds | None = None
     event_high_water: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    weight_by_reliability: bool | None = None
     top_ranked_as_demonstrations: bool | None = None
 
     def chosen(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Team tab, for leads and owners: projects, and the people who work in them."""
+"""The Team tab, for leads and owners: projects, in which order their tasks come, and the people who work in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gradio as gr
 
 from data.records import InputError
 from labeler import invitations, users
-from labeler.ui import page, projects
+from labeler.ui import page, projects, selection
 from labeler.users import MANAGES, User
 from labeler.workspace import Workspace
 
@@ -28,6 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
     projects.build(workspace)
+    selection.build(workspace)
     page.html("<h2>People</h2>")
     listed = page.html(elem_id="people-table")
     with gr.Column(visible=False, elem_id="own-password") as own:

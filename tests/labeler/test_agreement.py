@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from itertools import combinations
 from pathlib import Path
 
@@ -148,8 +147,3 @@ def compare(folder: Path, read: list[dict]) -> None:
 
 def test_what_the_page_shows_of_recorded_votes_is_what_others_compute(tmp_path: Path) -> None:
     compare(tmp_path, rows())
-
-
-@pytest.mark.skipif("AGREEMENT_DATA" not in os.environ, reason="AGREEMENT_DATA names no file of pairs with votes")
-def test_the_same_on_a_real_file(tmp_path: Path) -> None:
-    compare(tmp_path, [row for _, row in benchmark.read_rows(Path(os.environ["AGREEMENT_DATA"]))])
