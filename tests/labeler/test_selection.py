@@ -221,6 +221,17 @@ def test_it_waits_for_a_run_and_can_be_stopped(with_model: Workspace) -> None:
     assert scalar(workspace.store.db, "SELECT max(priority) FROM tasks") == 0
 
 
+def test_ctrl_c_in_the_command_stops_the_run(with_model: Workspace) -> None:
+    workspace, owner = with_model, local_owner(with_model.store)
+    (model,) = checkpoints.list_checkpoints(workspace, ["reward"])
+
+    def press(job: jobs.Job) -> None:
+        raise KeyboardInterrupt
+
+    job = selection.wait(workspace, selection.create(workspace, owner, FIRST, model.id), press, poll_seconds=0.05)
+    assert job.state == "stopped"
+
+
 def test_a_scorer_that_fails_says_why(with_model: Workspace) -> None:
     workspace, owner = with_model, local_owner(with_model.store)
     (model,) = checkpoints.list_checkpoints(workspace, ["reward"])
