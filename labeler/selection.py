@@ -110,13 +110,16 @@ def stop(workspace: Workspace, user: User, job_id: str) -> None:
 
 
 def wait(workspace: Workspace, job_id: str, look: Callable[[Job], None], poll_seconds: float = 0.5) -> Job:
-    """The run when it has ended. Where no app looks after the queue, this process does meanwhile."""
+    """The run when it has ended; Ctrl-C stops it. Where no app looks after the queue, this process does meanwhile."""
     worker = Worker(workspace, poll_seconds)
     worker.start()
     try:
         while (job := jobs.get(workspace.store, job_id)).state in jobs.OPEN_STATES:
-            look(job)
-            time.sleep(poll_seconds)
+            try:
+                look(job)
+                time.sleep(poll_seconds)
+            except KeyboardInterrupt:
+                jobs.request_stop(workspace.store, job_id)
     finally:
         worker.stop()
     return job

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import checkpoints, jobs, selection, tasks
+from labeler import checkpoints, jobs, selection, tasks, worker
 from labeler.__main__ import main
 from labeler.disagreement import disagreement
 from labeler.projects import FIRST, change_project, create_project
 from labeler.rankings import record_ranking
 from labeler.store import rows, scalar
+from labeler.ui import run_view
+from labeler.ui.runs import runs_table
 from labeler.ui.selection import state_html
 from labeler.users import User, ensure_user, local_owner
 from labeler.worker import Worker
@@ -193,6 +195,10 @@ def test_the_command_orders_a_project(with_model: Workspace, capsys: pytest.Capt
     assert (job.method, job.state) == ("select", "finished")
     data = [json.loads(line) for line in Path(job.config["data"]).read_text().splitlines()]
     assert [row["ranks"] for row in data] == [[1, 2, 3, 4], [4, 3, 2, 1]], "what was said until now"
+    in_runs = run_view.head(workspace, job, worker.read_status(workspace.runs_folder / job.id))
+    assert "scored by reward/0001 step 1" in in_runs
+    assert "12 comparisons" in in_runs
+    assert "select/0002" in runs_table(workspace, [job], "")
     change_project(workspace.store, local_owner(workspace.store), FIRST, task_order="active")
     assert "set it to active" not in state_html(workspace, job)
 
@@ -210,15 +216,26 @@ def test_it_waits_for_a_run_and_can_be_stopped(with_model: Workspace) -> None:
         selection.stop(workspace, owner, training)
     jobs.close(workspace.store, training, "stopped", None, None)
     job_id = selection.create(workspace, owner, FIRST, model.id)
-    worker = Worker(workspace, poll_seconds=0.02)
-    worker.start()
+    at_work = Worker(workspace, poll_seconds=0.02)
+    at_work.start()
     try:
         wait_for(lambda: jobs.get(workspace.store, job_id).pid)
         selection.stop(workspace, owner, job_id)
         wait_for(lambda: jobs.get(workspace.store, job_id).state == "stopped")
     finally:
-        worker.stop()
+        at_work.stop()
     assert scalar(workspace.store.db, "SELECT max(priority) FROM tasks") == 0
+
+
+def test_ctrl_c_in_the_command_stops_the_run(with_model: Workspace) -> None:
+    workspace, owner = with_model, local_owner(with_model.store)
+    (model,) = checkpoints.list_checkpoints(workspace, ["reward"])
+
+    def press(job: jobs.Job) -> None:
+        raise KeyboardInterrupt
+
+    job = selection.wait(workspace, selection.create(workspace, owner, FIRST, model.id), press, poll_seconds=0.05)
+    assert job.state == "stopped"
 
 
 def test_a_scorer_that_fails_says_why(with_model: Workspace) -> None:
