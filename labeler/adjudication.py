@@ -57,7 +57,7 @@ class Case:
     mine: bool
 
 
-def candidates(db: Database, project_id: int, limit: int = 20) -> list[Candidate]:
+def candidates(db: Database, project_id: int, limit: int = 12) -> list[Candidate]:
     """Tasks that two or more ranked differently, the least agreement first; those already settled come last."""
     said = opinions.read(db, project_id, limit=NEWEST)
     settled = {one.task_id for one in said if one.purpose == "adjudicate"}

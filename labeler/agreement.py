@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -62,7 +63,12 @@ class Agreement:
 
 
 def votes(ranks: Ranks) -> Floats:
-    """The votes (K(K-1)/2,) of a ranking, pairs in the order of `itertools.combinations`."""
+    """The votes (K(K-1)/2,) of a ranking, pairs in the order of `itertools.combinations`; not to be written to."""
+    return _votes(tuple(ranks))
+
+
+@lru_cache(maxsize=4096)  # there are many rankings, but few different ones
+def _votes(ranks: tuple[int | None, ...]) -> Floats:
     values = np.array([np.nan if rank is None else float(rank) for rank in ranks])
     first, second = np.triu_indices(len(values), 1)
     return np.sign(values[first] - values[second])
@@ -123,8 +129,13 @@ _PERCENT, _TAU, _UNDEFINED, _MATRIX = slice(0, 2), slice(2, 4), 4, slice(5, None
 def statistics_of(rankings: Sequence[Ranks]) -> Floats:
     """What one task adds to the sums that all figures are made of, from the rankings of two or more people.
 
-    [same votes, pairs of votes, sum of tau-b, pairs with one, pairs without, 9 coincidences]
+    [same votes, pairs of votes, sum of tau-b, pairs with one, pairs without, 9 coincidences]; not to be written to.
     """
+    return _statistics(tuple(tuple(ranks) for ranks in rankings))
+
+
+@lru_cache(maxsize=65536)
+def _statistics(rankings: tuple[tuple[int | None, ...], ...]) -> Floats:
     said = np.stack([votes(ranks) for ranks in rankings])
     found = np.zeros(5 + len(VALUES) ** 2)
     for first, second in combinations(said, 2):
@@ -138,10 +149,10 @@ def statistics_of(rankings: Sequence[Ranks]) -> Floats:
     return found
 
 
-def resampled(sums: Floats, of: Callable[[Floats], Floats], n: int, seed: int = 0) -> Figure:
+def resampled(sums: Floats, of: Callable[[Floats], Floats], n: int, drawn: Floats | None = None) -> Figure:
     """`of` the column sums of `sums` (tasks, statistics), with a percentile interval of a bootstrap by task.
 
-    `of` maps (..., statistics) to (...). The same data give the same interval.
+    `of` maps (..., statistics) to (...). `drawn` are sums of `bootstrap`, where there are some already.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(of(sums.sum(0)))
@@ -149,30 +160,28 @@ def resampled(sums: Floats, of: Callable[[Floats], Floats], n: int, seed: int = 
             return Figure(None, n=n)
         if len(sums) < FEWEST:
             return Figure(value, n=n)
-        random = np.random.default_rng(seed)
-        drawn = np.concatenate([of(_draw(random, sums, size)) for size in _chunks(len(sums))])
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < DRAWS / 2:
+        values = of(bootstrap(sums) if drawn is None else drawn)
+    values = values[np.isfinite(values)]
+    if len(values) < DRAWS / 2:
         return Figure(value, n=n)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Figure(value, float(low), float(high), n)
 
 
-def _chunks(tasks: int) -> list[int]:
-    """How many samples at once, so that 4 million counts fit."""
-    size = max(1, min(DRAWS, 4_000_000 // tasks))
-    return [min(size, DRAWS - start) for start in range(0, DRAWS, size)]
-
-
-def _draw(random: np.random.Generator, sums: Floats, size: int) -> Floats:
-    """Sums over `size` samples of as many tasks as there are, drawn with replacement."""
-    return random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=size) @ sums
+def bootstrap(sums: Floats) -> Floats:
+    """Column sums (DRAWS, statistics) over as many tasks as there are, drawn with replacement; always the same ones."""
+    random, tasks = np.random.default_rng(0), len(sums)
+    even = np.full(tasks, 1 / max(tasks, 1))
+    size = max(1, 4_000_000 // max(tasks, 1))  # so many samples at once that their counts fit
+    parts = [min(size, DRAWS - start) for start in range(0, DRAWS, size)]
+    return np.concatenate([random.multinomial(tasks, even, size=part) @ sums for part in parts])
 
 
 def summarise(sums: Floats) -> Agreement:
     """All figures from the rows of `statistics_of` (tasks, 14)."""
     sums = sums.reshape(-1, 5 + len(VALUES) ** 2)
     total = sums.sum(0)
+    drawn = bootstrap(sums) if len(sums) >= FEWEST else sums
 
     def ratio(part: slice) -> Callable[[Floats], Floats]:
         return lambda s: s[..., part.start] / s[..., part.start + 1]
@@ -183,14 +192,14 @@ def summarise(sums: Floats) -> Agreement:
         def of(s: Floats) -> Floats:
             return alpha_of(s[..., _MATRIX].reshape(*s.shape[:-1], side, side), level)
 
-        return resampled(sums, of, round(total[_MATRIX].sum()))
+        return resampled(sums, of, round(total[_MATRIX].sum()), drawn)
 
     return Agreement(
-        percent=resampled(sums, ratio(_PERCENT), int(total[1])),
+        percent=resampled(sums, ratio(_PERCENT), int(total[1]), drawn),
         nominal=coefficient("nominal"),
         ordinal=coefficient("ordinal"),
         interval=coefficient("interval"),
-        tau=resampled(sums, ratio(_TAU), int(total[3])),
+        tau=resampled(sums, ratio(_TAU), int(total[3]), drawn),
         undefined=int(total[_UNDEFINED]),
         tasks=int((sums[:, 1] > 0).sum()),
     )

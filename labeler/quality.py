@@ -21,14 +21,14 @@ from labeler.agreement import Agreement, Figure, Floats
 from labeler.opinions import Opinion, Ranks
 from labeler.store import rows
 
-NEWEST = 20_000
+NEWEST = 10_000
 """Rankings that the page looks at: more would take longer than a person waits."""
 FEWEST = 10
 """Rankings below which nobody is suspected."""
 IN_MATRIX = 12
 """Annotators in the matrix of pairs: those with the most rankings."""
 PERIOD = 100
-"""Tasks to a point of the curve, where the work took less than four weeks."""
+"""About as many tasks to a point of the curve, where the work took less than four weeks."""
 WEEK = 7 * 24 * 3600
 LEAST_SPREAD = 0.25
 """Of the annotators' typical speed, in log units: in a team of one pace, 25% faster is no sign of anything."""
@@ -281,10 +281,9 @@ def speed_scores(paces: dict[int, Floats]) -> dict[int, Suspicion]:
         score = Figure(float((np.median(values) - middle) / scale), float(low), float(high), len(values))
         seconds = float(np.median(paces[user][:, 0]))
         times = float(np.exp(np.median(values) - middle))
-        pace = (
-            f"{times:.1f} times as fast as the others" if times >= 1 else f"{1 / times:.1f} times as slow as the others"
-        )
-        found[user] = Suspicion(score, f"{seconds:.0f} s a task, {pace}", _state(score, 3.0))
+        pace = "as fast" if abs(times - 1) < 0.1 else f"{times:.1f} times as fast"
+        pace = f"{1 / times:.1f} times as slow" if times < 0.9 else pace
+        found[user] = Suspicion(score, f"{seconds:.0f} s a task, {pace} as the others", _state(score, 3.0))
     return found
 
 
@@ -333,6 +332,9 @@ def _periods(labels: Sequence[Opinion], tasks: agreement.Tasks) -> list[tuple[st
     if len(set(weeks.values())) >= 4:
         found = agreement.over_time(shared, weeks)
         return [(date.fromtimestamp(week * WEEK).isoformat(), figures) for week, figures in found.items()]
-    hundreds = {task: i // PERIOD for i, task in enumerate(sorted(last, key=lambda task: last[task].event_id))}
-    found = agreement.over_time(shared, hundreds)
-    return [(f"tasks {n * PERIOD + 1} to {min((n + 1) * PERIOD, len(last))}", one) for n, one in found.items()]
+    order = sorted(last, key=lambda task: last[task].event_id)
+    groups = max(1, round(len(order) / PERIOD))  # of one size, since a last one of three tasks would tell nothing
+    bounds = [len(order) * group // groups for group in range(groups + 1)]
+    of_group = {task: group for group in range(groups) for task in order[bounds[group] : bounds[group + 1]]}
+    found = agreement.over_time(shared, of_group)
+    return [(f"tasks {bounds[group] + 1} to {bounds[group + 1]}", one) for group, one in found.items()]

@@ -29,8 +29,8 @@ MOST = 9
 ITERATIONS, TOLERANCE, LONGEST = 60, 1e-3, 0.5
 KNOWN = 6.0
 """β of answers that are known (gold, adjudications): not fitted."""
-CHUNK = 10_000
-"""Choices whose draws are in memory at once: 10,000 x 256 numbers are 20 MB."""
+CHUNK = 500
+"""Choices whose draws are worked on at once: 500 x 256 numbers fit the processor's cache."""
 
 
 @dataclass(frozen=True)

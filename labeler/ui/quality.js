@@ -121,7 +121,7 @@ function sideBySide() {
     ),
   );
   const cells = head.map((text) => make("th", { scope: "col", textContent: text }));
-  const table = make("table", { className: "said" }, make("thead", {}, make("tr", {}, ...cells)),
+  const table = make("table", { className: "quality-table said" }, make("thead", {}, make("tr", {}, ...cells)),
     make("tbody", {}, ...rows));
   return make("div", { className: "table-wrap", tabIndex: 0, role: "region", "aria-label": "Rankings side by side" }, table);
 }

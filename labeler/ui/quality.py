@@ -68,7 +68,7 @@ def build(workspace: Workspace) -> None:
         return answer(request, settle)
 
     project = gr.Dropdown([], label="Project", elem_id="quality-project")
-    figures = page.html(elem_id="quality-figures")
+    figures = page.html("<p class='empty' role='status'>Measuring agreement …</p>", elem_id="quality-figures")
     people = page.html(elem_id="quality-people")
     disagreements = gr.HTML(
         html_template=MARKUP,

@@ -8,6 +8,8 @@ from labeler import quality
 from labeler.agreement import Agreement, Figure
 from labeler.ui import plots
 
+FEW = 5
+"""So many annotators have their pairs shown unfolded."""
 STATES = {"fine": ("✓", "fine"), "look": ("▲", "look"), "few": ("·", "too few")}
 """Sign and word, so that no state is said by colour alone."""
 
@@ -71,7 +73,7 @@ def figures_html(found: quality.Quality) -> str:
     newest = f" The newest {found.rankings:,} rankings are looked at." if found.cut else ""
     return (
         f"<h2>Agreement</h2><p class='meta'>{overall.tasks:,} tasks that two or more people ranked; known answers and "
-        f"repeats apart. In brackets: 95% intervals, by resampling tasks.{newest}</p>"
+        f"repeats apart. Intervals are 95%, by resampling tasks.{newest}</p>"
         f"<dl class='figures'>{''.join(cards)}</dl><div class='curves'>{_curve(found)}</div>{_matrix(found)}"
     )
 
@@ -151,8 +153,8 @@ def _matrix(found: quality.Quality) -> str:
 
     def cell(first: int, second: int) -> str:
         one: Agreement | None = found.pairs.get((first, second)) or found.pairs.get((second, first))
-        if first == second or one is None or one.percent.value is None:
-            return f"<td class='none'>{'' if first == second else '–'}</td>"
+        if one is None or one.percent.value is None:
+            return "<td>–</td>"
         alpha = "–" if one.ordinal.value is None else f"{one.ordinal.value:.2f}"
         tau = "–" if one.tau.value is None else f"{one.tau.value:.2f}"
         return (
@@ -160,16 +162,18 @@ def _matrix(found: quality.Quality) -> str:
             f"<small>α {alpha} · τ {tau}</small><small>n {one.percent.n:,} · {one.tasks:,} tasks</small></td>"
         )
 
-    head = "".join(f"<th scope='col'>{escape(names[user])}</th>" for user in order)
+    head = "".join(f"<th scope='col'>{escape(names[user])}</th>" for user in order[:-1])
     body = "".join(
-        f"<tr><th scope='row'>{escape(names[row])}</th>{''.join(cell(row, column) for column in order)}</tr>"
-        for row in order
+        f"<tr><th scope='row'>{escape(names[row])}</th>{''.join(cell(row, column) for column in order[:place])}"
+        f"{'<td></td>' * (len(order) - 1 - place)}</tr>"
+        for place, row in enumerate(order[1:], 1)
     )
     return (
-        "<h3>Pair by pair</h3><p class='meta'>Same votes with 95% interval, alpha (ordinal), tau-b, votes compared. "
-        "A row that is low throughout is a person to talk to.</p><div class='table-wrap' tabindex='0' role='region' "
-        f"aria-label='Agreement of each two annotators'><table class='matrix'><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"<details class='pairs'{' open' if len(order) <= FEW else ''}><summary>Pair by pair</summary><p class='meta'>"
+        "Same votes with 95% interval, alpha (ordinal), tau-b, votes compared. Who is low throughout is somebody to "
+        "talk to.</p><div class='table-wrap' tabindex='0' role='region' "
+        "aria-label='Agreement of each two annotators'><table class='quality-table matrix'><thead><tr><td></td>"
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 
 
@@ -184,7 +188,7 @@ def people_html(found: quality.Quality) -> str:
     """One row an annotator, those with a sign first."""
     if not found.annotators:
         return '<p class="empty">Nobody has ranked anything in this project yet. Invite annotators to its Rank tab.</p>'
-    columns = ["Annotator", "Same vote as others", "Known answers", "Own again", "Reliability", *TITLES.values()]
+    columns = ["Annotator", "Like the others", "Known answers", "Own again", "Reliability", *TITLES.values()]
     head = "".join(f"<th scope='col'>{title}</th>" for title in columns)
     body = "".join(_person(one) for one in found.annotators)
     signs = "".join(f"<dt>{TITLES[kind]}</dt><dd>{escape(text)}</dd>" for kind, text in quality.SIGNS.items())
@@ -192,10 +196,10 @@ def people_html(found: quality.Quality) -> str:
         "<h2>Annotators</h2><p class='meta'>▲ look: more than chance explains. A reason to read some of their "
         "rankings, not a verdict. Reliability: the share of pairs they would order rightly, fitted from who agrees "
         "with whom; 50% is guessing.</p>"
-        f"<div class='table-wrap'><table class='people'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"</div><details class='signs'><summary>What the signs mean</summary><dl>{signs}</dl><p>Scores are near 0 for "
-        "somebody who reads. First card and same pattern: 1 is always. Speed: robust standard deviations between "
-        "people; 3 is far. Guessing: 1 is a guess.</p></details>"
+        f"<div class='table-wrap'><table class='quality-table people'><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div><details class='signs'><summary>What the signs mean</summary>"
+        f"<dl>{signs}</dl><p>Scores are near 0 for somebody who reads. First card and same pattern: 1 is always. "
+        "Speed: robust standard deviations between people; 3 is far. Guessing: 1 is a guess.</p></details>"
     )
 
 
@@ -203,20 +207,23 @@ def _person(one: quality.Annotator) -> str:
     counted = f"{one.rankings:,} ranking{'' if one.rankings == 1 else 's'}"
     cells = [f"<th scope='row'>{escape(one.name)}<small>{counted}</small></th>"]
     for title, figure in (
-        ("Same vote as others", one.others),
+        ("Like the others", one.others),
         ("Known answers", one.gold),
         ("Own again", one.retest),
         ("Reliability", one.reliability),
     ):
-        n = f"<small>n {figure.n:,}</small>" if figure.n else ""
-        cells.append(f"<td data-label='{title}'><span>{share(figure)}{n}</span></td>")
+        value = "–" if figure.value is None else f"{figure.value:.0%}"
+        rest = f"<small>{_interval(figure)} n&nbsp;{figure.n:,}</small>" if figure.n else ""
+        cells.append(f"<td data-label='{title}'><span>{value}{rest}</span></td>")
     for kind, title in TITLES.items():
         found = one.suspicions[kind]
         sign, word = STATES[found.state]
-        score = f" {number(found.score)}, n {found.score.n:,}" if found.score.value is not None else ""
+        score = (
+            f"<small>{number(found.score)} n&nbsp;{found.score.n:,}</small>" if found.score.value is not None else ""
+        )
         cells.append(
             f"<td data-label='{title}'><span><b class='state-{found.state}'>{sign} {word}</b>{score}"
-            f"<small>{escape(found.seen)}</small></span></td>"
+            f"<small class='seen'>{escape(found.seen)}</small></span></td>"
         )
     return f"<tr>{''.join(cells)}</tr>"
 
