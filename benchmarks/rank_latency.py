@@ -17,7 +17,10 @@ from playwright.sync_api import Page, sync_playwright
 from tests.browser.conftest import FLAGS, App, chromium_path, seed_rows
 from tests.browser.ranking import open_rank
 
-PIECE = "Go to bed at the same **hour**, $x^2$ or not.\n\n```python\ndef f(x):\n    return x + 1\n```\n\n"
+PIECE = (
+    "Go to bed at the same **hour** every day, and keep the room dark and quiet.\n\n" * 8
+    + "It takes $t = x^2$ minutes:\n\n```python\ndef minutes(x):\n    return x**2  # more or less\n```\n\n"
+)
 
 # resolves to the milliseconds from Ctrl+Enter to the frame in which another prompt is shown
 MEASURE = """() => new Promise((done) => {

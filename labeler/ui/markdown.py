@@ -7,13 +7,14 @@ nobody where they came from.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from html import escape
 
 import nh3
 from markdown_it import MarkdownIt
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
+from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 
@@ -40,7 +41,12 @@ def _highlight(code: str, language: str, _attributes: str) -> str:
     """The inside of a code block; "" leaves it to the parser, which escapes it."""
     if language.lower() not in LANGUAGES or len(code) > MAX_HIGHLIGHTED:
         return ""
-    return highlight(code, get_lexer_by_name(language.lower(), stripnl=False), _FORMATTER)
+    return highlight(code, _lexer(language.lower()), _FORMATTER)
+
+
+@cache
+def _lexer(language: str) -> Lexer:
+    return get_lexer_by_name(language, stripnl=False)  # finding it takes longer than running it
 
 
 _PARSER = MarkdownIt(

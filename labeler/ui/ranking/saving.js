@@ -65,6 +65,7 @@ async function undo() {
 
 async function openLabel(assignment) {
   await flushDraft();
+  if (narrow()) panel = null; // it stands above the task there
   go("rank_open", { assignment });
 }
 
