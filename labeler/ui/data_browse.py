@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from html import escape
 from typing import Any
 
@@ -19,7 +20,6 @@ from labeler.ui.data_import import short
 from labeler.workspace import Workspace
 
 AGREEMENTS = [("Any agreement", ""), ("Low: under half of the pairs", "low"), ("High: half or more", "high")]
-DAY = 86400.0
 
 # The list is redrawn at every search, so one listener serves all buttons in it.
 PICK = """
@@ -42,8 +42,8 @@ def build(workspace: Workspace, changed: Sequence[Any]) -> list[Any]:
         annotator = gr.Dropdown([("Anybody", "")], value="", label="Annotator", elem_id="data-annotator")
         checkpoint = gr.Dropdown([("Any checkpoint", 0)], value=0, label="Checkpoint", elem_id="data-checkpoint")
         agreement = gr.Dropdown(AGREEMENTS, value="", label="Agreement", elem_id="data-agreement")
-        since = gr.DateTime(include_time=False, type="timestamp", label="From (day)", elem_id="data-since")
-        until = gr.DateTime(include_time=False, type="timestamp", label="Until (day)", elem_id="data-until")
+        since = gr.Textbox(label="From day", placeholder="2026-01-31", max_lines=1, elem_id="data-since")
+        until = gr.Textbox(label="Until day", placeholder="2026-12-31", max_lines=1, elem_id="data-until")
     listed = page.html(js_on_load=PICK, elem_id="data-list")
     with gr.Row(elem_classes="data-paging"):
         newer = gr.Button("Newer", visible=False, scale=0, min_width=120, elem_id="data-newer")
@@ -108,8 +108,8 @@ def build(workspace: Workspace, changed: Sequence[Any]) -> list[Any]:
         return [gr.update(visible=False), notice(f"Ranking {chosen} was retracted.")]
 
     shown = [listed, newer, older, places]
-    words.submit(first, filters, shown, **page.QUIET)
-    for chosen_by in (project.input, annotator.input, checkpoint.input, agreement.input, since.change, until.change):
+    typed = [listen for field in (words, since, until) for listen in (field.submit, field.blur)]
+    for chosen_by in (project.input, annotator.input, checkpoint.input, agreement.input, *typed):
         chosen_by(first, filters, shown, **page.QUIET)
     older.click(next_page, [places, *filters], shown, **page.QUIET)
     newer.click(previous_page, [places, *filters], shown, **page.QUIET)
@@ -134,9 +134,19 @@ def query(values: Sequence[Any]) -> search.Query:
         checkpoint_id=int(checkpoint) if checkpoint else None,
         annotator=str(annotator or ""),
         agreement=str(agreement or ""),
-        since=float(since) if since else None,
-        until=float(until) + DAY if until else None,
+        since=day(since),
+        until=day(until, days=1),
     )
+
+
+def day(text: Any, days: int = 0) -> float | None:
+    """When that day begins on this machine's clock, or so many days later, in unix seconds; None for no text."""
+    if not str(text or "").strip():
+        return None
+    try:
+        return (datetime.strptime(str(text).strip(), "%Y-%m-%d") + timedelta(days=days)).timestamp()
+    except (ValueError, OverflowError):
+        raise InputError(f"{str(text).strip()!r} is no day; write it like 2026-01-31") from None
 
 
 def export_filters(values: Sequence[Any]) -> dict[str, Any]:

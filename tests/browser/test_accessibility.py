@@ -65,10 +65,10 @@ def test_no_serious_violation_while_ranking(wide_or_narrow: Page) -> None:
     for keys in ("1 2 t 1 3", "Escape d", "s", "Escape e", "Escape g", "h", "?", "? x"):
         press(page, keys)
         assert violations(page) == [], keys
-    page.get_by_label("Project", exact=True).select_option(label="Pairs")
+    page.locator("#rank").get_by_label("Project", exact=True).select_option(label="Pairs")
     expect(page.locator(".scale")).to_be_visible()
     page.locator(".card").first.focus()
     press(page, "3")
     assert violations(page) == []
-    page.get_by_label("Project", exact=True).select_option(label="First project")
+    page.locator("#rank").get_by_label("Project", exact=True).select_option(label="First project")
     expect(page.locator(".scale")).to_have_count(0)

@@ -34,7 +34,7 @@ def app(make_app: MakeApp) -> App:
 
 
 def choose(page: Page, name: str, first: str) -> None:
-    page.get_by_label("Project", exact=True).select_option(label=name)
+    page.locator("#rank").get_by_label("Project", exact=True).select_option(label=name)
     expect(page.locator(".prompt .turn-text").last).to_contain_text(first)
 
 
@@ -53,7 +53,7 @@ def said_in_order(app: App, page_texts: list[str]) -> dict[str, int | None]:
 )
 def test_a_pair_on_nine_steps(pairs: App, page: Page, keys: str, ranks: tuple[int, int], strength: int | None) -> None:
     open_rank(page, pairs)
-    if page.get_by_label("Project", exact=True).input_value() != "2":
+    if page.locator("#rank").get_by_label("Project", exact=True).input_value() != "2":
         choose(page, "Pairs", "Which one")
     shown = texts(page)
     page.locator(".card").first.focus()
@@ -133,4 +133,4 @@ def test_the_chosen_project_is_kept_and_its_progress_shown(app: App, page: Page)
 
 def test_one_project_needs_no_chooser(make_app: MakeApp, page: Page) -> None:
     open_rank(page, make_app(seed_rows(1)))
-    expect(page.get_by_label("Project", exact=True)).to_have_count(0)
+    expect(page.locator("#rank").get_by_label("Project", exact=True)).to_have_count(0)
