@@ -434,27 +434,6 @@ def m004_assignment(db: Database) -> None:
     )
 
 
-@steps()
-def m006_tokens(db: Database) -> None:
-    """Keys with which a person's own programs ask in their name."""
-    _run(
-        db,
-        [
-            """CREATE TABLE tokens (
-                id INTEGER PRIMARY KEY,
-                user_id INTEGER NOT NULL REFERENCES users (id),
-                name TEXT NOT NULL CHECK (length(trim(name)) > 0),
-                token_hash TEXT NOT NULL UNIQUE,
-                created_at REAL NOT NULL,
-                expires_at REAL, -- NULL: never
-                last_used_at REAL, -- within a minute
-                revoked_at REAL
-            ) STRICT""",
-            "CREATE INDEX tokens_user ON tokens (user_id, id)",
-        ],
-    )
-
-
 ERASED = '{"erased": true}'
 """What is left of an event's payload when a person's data was deleted."""
 
@@ -566,6 +545,27 @@ def _search_index(db: Database) -> list[str]:
         f"""CREATE TRIGGER in_force_lost BEFORE DELETE ON in_force BEGIN
             INSERT INTO search (search, {columns}) {text.format("'delete',", "OLD")}; END""",
     ]
+
+
+@steps()
+def m006_tokens(db: Database) -> None:
+    """Keys with which a person's own programs ask in their name."""
+    _run(
+        db,
+        [
+            """CREATE TABLE tokens (
+                id INTEGER PRIMARY KEY,
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                name TEXT NOT NULL CHECK (length(trim(name)) > 0),
+                token_hash TEXT NOT NULL UNIQUE,
+                created_at REAL NOT NULL,
+                expires_at REAL, -- NULL: never
+                last_used_at REAL, -- within a minute
+                revoked_at REAL
+            ) STRICT""",
+            "CREATE INDEX tokens_user ON tokens (user_id, id)",
+        ],
+    )
 
 
 @steps()
