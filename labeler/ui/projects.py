@@ -58,6 +58,7 @@ def build(workspace: Workspace) -> None:
     refresh_known = known_answers.build(workspace, picker)
 
     shown = [*fields.values(), archive, text, version]
+    displayed: Any = gr.State(None)  # whose settings stand in the fields
 
     def look(chosen: int | None, request: gr.Request) -> list[Any]:
         try:
@@ -78,6 +79,12 @@ def build(workspace: Workspace) -> None:
             return [gr.skip() for _ in shown]
         project = projects.get_project(workspace.store.db, project_id)
         return [*settings_of(workspace, project), *_guidelines(workspace, project)]
+
+    def load_other(project_id: int | None, before: int | None, request: gr.Request) -> list[Any]:
+        """The choice also "changes" when the list is redrawn: what somebody is typing then must stay."""
+        if project_id == before:
+            return [gr.skip() for _ in (*shown, displayed)]
+        return [*load(project_id, request), project_id]
 
     def make(name: str, chosen: int | None, request: gr.Request) -> list[Any]:
         made: list[Project] = []
@@ -135,7 +142,11 @@ def build(workspace: Workspace) -> None:
 
     overview = [listed, picker]
     page.on_show(look, [picker], overview)
-    picker.change(load, picker, shown, **page.QUIET).then(refresh_known[0], *refresh_known[1:], **page.QUIET)
+    picker.change(load_other, [picker, displayed], [*shown, displayed], **page.QUIET).then(
+        refresh_known[0], *refresh_known[1:], **page.QUIET
+    )
+        refresh_known[0], *refresh_known[1:], **page.QUIET
+    )
     create.click(make, [new_name, picker], [told, *overview, new_name], **page.QUIET)
     save.click(_with_request(keep), [picker, *fields.values()], [saved, *overview], **page.QUIET)
     archive.click(close, picker, [saved, *overview], **page.QUIET).then(load, picker, shown, **page.QUIET)

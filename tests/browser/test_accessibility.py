@@ -27,7 +27,14 @@ def app(make_app: MakeApp) -> App:
     return app
 
 
+SETTLED = """async () => {
+  const going = () => document.getAnimations().filter((each) => each instanceof CSSTransition);
+  while (going().length) await Promise.all(going().map((each) => each.finished.catch(() => {})));
+}"""
+
+
 def violations(page: Page) -> list[str]:
+    page.evaluate(SETTLED)  # a colour that is inherited follows a frame later
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]
     return [
         f"{rule['id']} ({rule['impact']}): {node['html'][:200]} {node['failureSummary'][:300]}"

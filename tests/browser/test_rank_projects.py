@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from labeler.projects import change_project
-from labeler.users import local_owner
+from labeler.users import add_user, local_owner
 from tests.browser.conftest import App, MakeApp, seed_rows
 from tests.browser.ranking import (
     add_project,
@@ -124,11 +124,23 @@ def test_the_chosen_project_is_kept_and_its_progress_shown(app: App, page: Page)
     expect(page.locator(".progress-text")).to_contain_text("0 of 4")
     page.reload()
     expect(page.locator(".prompt .turn-text").last).to_contain_text("How good, 0?")
+
+
+def test_qualification_comes_first_and_is_counted(make_app: MakeApp, page: Page) -> None:
+    """An annotator's: leads never need to qualify."""
+    app = make_app(seed_rows(2))
     with store_of(app) as store:
-        change_project(store, local_owner(store), 3, qualification=2)
-        add_tasks(store, 3, [("Known?", ANSWERS)], gold_ranks=[1, 2, 3])
-    page.reload()
+        owner = local_owner(store)
+        change_project(store, owner, 1, qualification=2)
+        add_tasks(store, 1, [("Known one?", ANSWERS), ("Known two?", ANSWERS)], gold_ranks=[1, 2, 3])
+        add_user(store, "ann", "annotator", "a long password")
+    page.goto(app.url)
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password").fill("a long password")
+    page.get_by_role("button", name="Log in").click()
+    page.locator(".card").first.wait_for()
     expect(page.locator(".progress-text")).to_contain_text("Qualification: 0 of 2 done")
+    expect(page.locator(".prompt .turn-text").last).to_contain_text("Known")
 
 
 def test_one_project_needs_no_chooser(make_app: MakeApp, page: Page) -> None:
