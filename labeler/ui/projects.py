@@ -145,8 +145,6 @@ def build(workspace: Workspace) -> None:
     picker.change(load_other, [picker, displayed], [*shown, displayed], **page.QUIET).then(
         refresh_known[0], *refresh_known[1:], **page.QUIET
     )
-        refresh_known[0], *refresh_known[1:], **page.QUIET
-    )
     create.click(make, [new_name, picker], [told, *overview, new_name], **page.QUIET)
     save.click(_with_request(keep), [picker, *fields.values()], [saved, *overview], **page.QUIET)
     archive.click(close, picker, [saved, *overview], **page.QUIET).then(load, picker, shown, **page.QUIET)
