@@ -113,6 +113,11 @@ def _user(workspace: Workspace, options: argparse.Namespace) -> str:
             for user in everybody
         ]
         return "\n".join(lines) or "nobody yet"
+    if options.role != "owner" and not users.needs_login(workspace.store):
+        raise InputError(
+            "once anybody has a password everybody needs one, and no owner has one yet; first "
+            f"python -m labeler user add {users.LOCAL_OWNER} --role owner"
+        )
     generated = options.generate or not sys.stdin.isatty()
     password = secrets.token_urlsafe(12) if generated else getpass.getpass(f"Password for {options.name}: ")
     if not generated and getpass.getpass("Again: ") != password:

@@ -113,6 +113,9 @@ def test_the_command_line_makes_users_moves_data_and_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at = ["--workspace", str(tmp_path / "w")]
+    assert main([*at, "user", "add", "ann", "--role", "lead", "--generate"]) == 1  # would lock the owner out
+    assert "user add owner --role owner" in capsys.readouterr().err
+    assert main([*at, "user", "add", "owner", "--role", "owner", "--generate"]) == 0
     assert main([*at, "user", "add", "ann", "--role", "lead", "--generate"]) == 0
     password = capsys.readouterr().out.split()[-1]
     store = Store(tmp_path / "w" / "preferences.sqlite")

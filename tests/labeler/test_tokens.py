@@ -97,7 +97,8 @@ def test_there_is_an_end_to_tokens(store: Store, ann: User, monkeypatch: pytest.
 
 def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = ["--workspace", str(tmp_path / "w")]
-    assert main([*at, "user", "add", "ann", "--generate"]) == 0
+    for name, role in (("owner", "owner"), ("ann", "annotator")):
+        assert main([*at, "user", "add", name, "--role", role, "--generate"]) == 0
     capsys.readouterr()
     assert main([*at, "token", "create", "--user", "Ann", "--name", "laptop"]) == 0
     secret = capsys.readouterr().out.strip()
