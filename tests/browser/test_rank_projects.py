@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from labeler.projects import change_project
 from labeler.users import add_user, local_owner
@@ -134,13 +134,44 @@ def test_qualification_comes_first_and_is_counted(make_app: MakeApp, page: Page)
         change_project(store, owner, 1, qualification=2)
         add_tasks(store, 1, [("Known one?", ANSWERS), ("Known two?", ANSWERS)], gold_ranks=[1, 2, 3])
         add_user(store, "ann", "annotator", "a long password")
-    page.goto(app.url)
-    page.get_by_label("Name").fill("ann")
-    page.get_by_label("Password").fill("a long password")
-    page.get_by_role("button", name="Log in").click()
+    log_in(page, app, "ann", "a long password")
     page.locator(".card").first.wait_for()
     expect(page.locator(".progress-text")).to_contain_text("Qualification: 0 of 2 done")
     expect(page.locator(".prompt .turn-text").last).to_contain_text("Known")
+
+
+def test_two_annotators_in_two_browsers_never_have_the_same_task(make_app: MakeApp, browser: Browser) -> None:
+    app = make_app(seed_rows(6))
+    with store_of(app) as store:
+        for name in ("ann", "bob"):
+            add_user(store, name, "annotator", f"{name}'s long password")
+    pages = []
+    for name in ("ann", "bob"):
+        page = browser.new_context().new_page()
+        log_in(page, app, name, f"{name}'s long password")
+        pages.append(page)
+    seen: list[str] = []
+    for done in range(3):
+        for page in pages:  # both have one open while one of them submits
+            expect(page.locator(".card").first).to_be_visible()
+        seen += [prompt(page) for page in pages]
+        for page in pages:
+            press(page, "1 2 3 4")
+            page.keyboard.press("Control+Enter")
+            expect(page.locator(".progress-text")).to_contain_text(f"{done + 1} of ")
+    for page in pages:
+        expect(page.locator(".rank-empty")).to_be_visible()
+        page.context.close()
+    assert len(set(seen)) == len(seen) == 6
+    counts = "SELECT count(*) AS n FROM latest_rankings GROUP BY task_id"
+    assert app.query(counts) == [{"n": 1}] * 6
+
+
+def log_in(page: Page, app: App, name: str, password: str) -> None:
+    page.goto(app.url)
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Log in").click()
 
 
 def test_one_project_needs_no_chooser(make_app: MakeApp, page: Page) -> None:
