@@ -152,7 +152,8 @@ def label(workspace: Workspace, random: np.random.Generator, crowd: Sequence[Sim
             task_id = tasks.create_task(db, prompt_id, ids, project_id=FIRST, overlap=OVERLAP, source="simulated")
             for who in random.choice(len(crowd), OVERLAP, replace=False):
                 user = users[who]
-                assignment_id = tasks.open_assignment(db, task_id, user, 0.0)
+                # unshuffled, so that a seed is one result: the completions are drawn alike, so their order says nothing
+                assignment_id = tasks.open_assignment(db, task_id, user, 0.0, shuffle=False)
                 shown = [one.id for one in tasks.get_assignment(db, assignment_id, user).completions]
                 ranks = rank(random, crowd[who], np.array([reward[ids.index(one)] for one in shown]))
                 pace = np.exp(random.normal(0, 0.4)) * (0.3 if crowd[who].kind == "speed" else 1.0)

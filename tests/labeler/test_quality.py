@@ -161,8 +161,8 @@ def test_the_page_shows_figures_and_no_markup_of_others(workspace: Workspace) ->
 
 
 def test_simulated_annotators_are_found_and_weighting_helps() -> None:
-    """The benchmark, small: 16 annotators, 240 tasks, three seeds. Its own runs are larger."""
-    found = [annotators.simulate(seed, annotators=16, count=240) for seed in range(3)]
+    """The benchmark, small: 16 annotators, 240 tasks, twelve seeds. Its own runs are larger."""
+    found = [annotators.simulate(seed, annotators=16, count=240) for seed in range(12)]
     for kind in annotators.KINDS:
         assert np.mean([one["areas"][kind]["honest"] for one in found]) > 0.9, kind
-    assert np.mean([one["gain"] for one in found]) > 0
+    assert annotators.interval([one["gain"] for one in found])[0] > 0
