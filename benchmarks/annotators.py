@@ -31,9 +31,10 @@ from scipy.stats import t as student
 
 from data.formats import read_rows
 from labeler import quality, snapshots, tasks
+from labeler.events import Event
 from labeler.projects import FIRST
 from labeler.prompts import add_completion, add_prompt
-from labeler.rankings import Event, record_event
+from labeler.rankings import record_event
 from labeler.users import User, ensure_user
 from labeler.workspace import Workspace, open_workspace
 

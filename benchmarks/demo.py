@@ -24,7 +24,7 @@ from benchmarks.true_reward import TrueReward
 from data.formats import parse_prompt, read_rows, write_rows
 from data.preferences import split_by_prompt
 from data.records import InputError, Row
-from labeler import checkpoints, jobs, rankings, tasks
+from labeler import checkpoints, events, jobs, rankings, tasks
 from labeler.users import User, ensure_user
 from labeler.worker import Worker
 from labeler.workspace import SEED_FILE, Workspace, open_workspace
@@ -152,7 +152,7 @@ def annotate(workspace: Workspace, reward: TrueReward, seed: int) -> tuple[User,
     while assignment := tasks.next_assignment(workspace.store, user):
         texts = [completion.text for completion in assignment.completions]
         ranks = reward.rank(texts, random, NOISE)
-        event = rankings.Event(
+        event = events.Event(
             f"simulated-{assignment.id}", assignment.id, "submit", ranks, source="simulated", seconds=0.0
         )
         rankings.record_event(workspace.store, user, event)

@@ -16,10 +16,11 @@ from sqlite_utils import Database
 
 from data.records import InputError, Message
 from labeler import agreement, opinions, tasks
+from labeler.events import Event, Rank
 from labeler.projects import LEADS
 from labeler.prompts import get_messages
 from labeler.quality import NEWEST
-from labeler.rankings import Event, Rank, record_event
+from labeler.rankings import record_event
 from labeler.store import Store, one, rows, scalar
 from labeler.users import User
 

@@ -10,8 +10,8 @@ from sqlite_utils import Database
 
 from data.records import InputError
 from labeler import tasks
+from labeler.events import check_ranks
 from labeler.projects import check_lead
-from labeler.rankings import check_ranks
 from labeler.store import Row, Store, one, rows
 from labeler.users import User
 

@@ -572,3 +572,10 @@ def m006_tokens(db: Database) -> None:
 def m007_adjudications(db: Database) -> None:
     """Which tasks a lead has settled is asked for every snapshot."""
     _run(db, ["CREATE INDEX assignments_adjudicate ON assignments (task_id) WHERE purpose = 'adjudicate'"])
+
+
+@steps()
+def m012_undo(db: Database) -> None:
+    """What was said from a program can be taken back in the Rank tab, too."""
+    kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
+    _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])

@@ -1,7 +1,8 @@
 """What annotators said, as events that are never changed.
 
 A later event on the same assignment replaces what an earlier one said; the view `latest_rankings` holds what is in
-force. Each event carries a UUID made where the click happened, so a double click or a retry lands once.
+force. Each event carries a UUID made where the click happened, so a double click or a retry lands once. What an event
+may hold: events.py. What a person sees and takes back of their own: history.py.
 """
 
 from __future__ import annotations
@@ -9,51 +10,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlite_utils import Database
 
 from data.records import InputError, Message
 from labeler import tasks
+from labeler.events import MAX_COMMENT, Event, Rank, check_opinion
 from labeler.migrations import ERASED
 from labeler.prompts import add_completion, add_prompt
-from labeler.store import Row, Store, one, rows
+from labeler.store import Row, Store, one
 from labeler.users import User
-
-Rank = int | None
-MAX_RANK = 9
-MAX_RATING = 5
-MAX_COMMENT = 10_000
-MAX_REWRITE = 50_000
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing an annotator did. `ranks` stand in the order in which the completions were shown.
-
-    kind: submit, skip, flag, retract or adjudicate. `tags` and `ratings` (1 to 5, higher is better) are said of each
-    completion, in the order of `ranks`; with ratings alone the ranks follow from them. `rewrite` is a better answer,
-    `strength` (1 to 4) by how much the better of two is better, `reason` why it was skipped or flagged. `seconds` is
-    the time spent on the task; `client_time` the browser's clock in unix seconds. `more` is kept in the payload as it
-    is (weight, margin).
-    """
-
-    uuid: str
-    assignment_id: int
-    kind: str
-    ranks: Sequence[Rank] = ()
-    all_bad: bool = False
-    comment: str = ""
-    tags: Sequence[Sequence[str]] = ()
-    ratings: Sequence[int | None] = ()
-    rewrite: str = ""
-    strength: int | None = None
-    reason: str = ""
-    seconds: float | None = None
-    client_time: float | None = None
-    source: str = "task"
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 def record_event(store: Store, user: User, event: Event) -> bool:
@@ -62,10 +29,11 @@ def record_event(store: Store, user: User, event: Event) -> bool:
     Raises InputError where it says nothing, or the task is somebody else's or no longer open.
     """
     with store.write() as db:
-        return _record(db, user, event)
+        return record(db, user, event)
 
 
-def _record(db: Database, user: User, event: Event) -> bool:
+def record(db: Database, user: User, event: Event) -> bool:
+    """What `record_event` does, inside a transaction."""
     if not 8 <= len(event.uuid) <= 100:
         raise InputError("the event has no valid id; reload the page")
     known = one(db, "SELECT assignment_id, user_id FROM events WHERE uuid = ?", [event.uuid])
@@ -164,214 +132,6 @@ def in_force(high_water: int | None = None) -> tuple[str, list[Any]]:
     return sql, [high_water, high_water]
 
 
-def check_opinion(event: Event, count: int) -> dict[str, Any]:
-    """What is stored of a submit, in the order of `event.ranks`. Raises InputError where it cannot be meant."""
-    ratings = check_ratings(event.ratings, count)
-    ranks = event.ranks
-    if any(rating is not None for rating in ratings) and not any(rank is not None for rank in ranks):
-        ranks = [None if rating is None else MAX_RATING + 1 - rating for rating in ratings]
-    found = check_ranks(ranks, count, event.all_bad)
-    said: dict[str, Any] = {"ranks": found, "all_bad": bool(event.all_bad)}
-    if any(rating is not None for rating in ratings):
-        said["ratings"] = ratings
-    tags = check_tags(event.tags, count)
-    if any(tags):
-        said["tags"] = tags
-    if event.rewrite.strip():
-        if len(event.rewrite) > MAX_REWRITE:
-            raise InputError(f"the rewritten answer is too long; keep it under {MAX_REWRITE:,} characters")
-        said["rewrite"] = event.rewrite.strip()
-    if event.strength is not None:
-        if count != 2 or None in found or found[0] == found[1]:
-            raise InputError("a strength of preference is for two completions of which one is better")
-        if isinstance(event.strength, bool) or event.strength not in (1, 2, 3, 4):
-            raise InputError(f"strength {event.strength!r} is not a whole number from 1 to 4")
-        said["strength"] = event.strength
-    return said
-
-
-def check_ratings(ratings: Sequence[Any], count: int) -> list[int | None]:
-    """One rating each, whole numbers from 1 to 5 or None."""
-    if not ratings:
-        return [None] * count
-    for rating in ratings:
-        if rating is not None and (isinstance(rating, bool) or rating not in range(1, MAX_RATING + 1)):
-            raise InputError(f"rating {rating!r} is not a whole number from 1 to {MAX_RATING}")
-    if len(ratings) != count:
-        raise InputError(f"{count} completions but {len(ratings)} ratings; reload the page")
-    return list(ratings)
-
-
-def check_tags(tags: Sequence[Any], count: int) -> list[list[str]]:
-    """A list of tags each. Any words are taken: which are offered is the project's to say, and may change."""
-    if not tags:
-        return [[] for _ in range(count)]
-    if len(tags) != count:
-        raise InputError(f"{count} completions but tags for {len(tags)}; reload the page")
-    for words in tags:
-        if not isinstance(words, list | tuple) or not all(isinstance(w, str) and len(w) <= 60 for w in words):
-            raise InputError("tags are lists of words of at most 60 characters")
-        if len(words) > 30:
-            raise InputError("at most 30 tags for a completion")
-    return [list(dict.fromkeys(words)) for words in tags]
-
-
-def check_ranks(ranks: Sequence[Any], count: int, all_bad: bool) -> list[Rank]:
-    """The ranks, if they are usable: one each, whole numbers from 1, two of them set unless everything is bad."""
-    if all_bad and not ranks:
-        ranks = [None] * count
-    if len(ranks) != count:
-        raise InputError(f"{count} completions but {len(ranks)} ranks; reload the page")
-    for rank in ranks:
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK):
-            raise InputError(f"rank {rank!r} is not a whole number from 1 to {MAX_RANK}")
-    if not all_bad and sum(rank is not None for rank in ranks) < 2:
-        raise InputError("Rank at least two completions, or mark all of them as bad.")
-    return list(ranks)
-
-
-def save_draft(store: Store, user: User, assignment_id: int, draft: dict[str, Any]) -> bool:
-    """Keep an unfinished ranking, and the lease with it; False where the task is not open any more.
-
-    `draft` holds what a submit would (in display order), and `order` (where the cards were dragged to).
-    """
-    with store.write() as db:
-        row = one(
-            db,
-            "SELECT display_order FROM assignments WHERE id = ? AND user_id = ? AND state = 'open'",
-            [assignment_id, user.id],
-        )
-        if row is None:
-            return False
-        clean = clean_draft(draft, len(json.loads(row["display_order"])))
-        _write_draft(db, assignment_id, clean)
-        tasks.renew(db, assignment_id, time.time())
-    return True
-
-
-def clean_draft(draft: dict[str, Any], count: int) -> dict[str, Any]:
-    """A draft as it may be stored, from what a browser sent."""
-    ranks = draft.get("ranks")
-    ranks = ranks if isinstance(ranks, list) and len(ranks) == count else [None] * count
-    check_ranks(ranks, count, all_bad=True)
-    comment = str(draft.get("comment") or "")[:MAX_COMMENT]
-    clean = {"ranks": ranks, "all_bad": bool(draft.get("all_bad")), "comment": comment}
-    for name, check in (("tags", check_tags), ("ratings", check_ratings)):
-        said = draft.get(name)
-        if isinstance(said, list) and len(said) == count:
-            clean[name] = check(said, count)
-    if draft.get("rewrite"):
-        clean["rewrite"] = str(draft["rewrite"])[:MAX_REWRITE]
-    if draft.get("strength") in (1, 2, 3, 4):
-        clean["strength"] = draft["strength"]
-    order = draft.get("order")
-    places = order if isinstance(order, list) and all(isinstance(place, int) for place in order) else []
-    if places != list(range(count)) and sorted(places) == list(range(count)):
-        clean["order"] = places
-    return clean
-
-
-def _write_draft(db: Database, assignment_id: int, draft: dict[str, Any]) -> None:
-    db.execute(
-        "INSERT INTO drafts (assignment_id, payload, updated_at) VALUES (?, ?, ?) ON CONFLICT (assignment_id)"
-        " DO UPDATE SET payload = excluded.payload, updated_at = excluded.updated_at",
-        [assignment_id, json.dumps(draft, ensure_ascii=False), time.time()],
-    )
-
-
-_LAST_EVENT = """SELECT e.assignment_id, e.kind, e.payload FROM events AS e
-    JOIN assignments AS a ON a.id = e.assignment_id
-    WHERE e.user_id = ? AND e.source = 'task' AND e.kind IN ('submit', 'skip')
-        AND (e.kind, a.state) IN (VALUES ('submit', 'submitted'), ('skip', 'skipped'))
-    ORDER BY e.id DESC LIMIT 1"""
-
-
-def can_undo(store: Store, user: User) -> bool:
-    """Whether `undo` would find something to take back."""
-    return one(store.db, _LAST_EVENT, [user.id]) is not None
-
-
-def undo(store: Store, user: User, uuid: str) -> int | None:
-    """Take back this person's last submit or skip in the Rank tab: the task is open again, with what they had said.
-
-    Returns the assignment's id; None where there is nothing to take back, or the UUID was stored before.
-    """
-    with store.write() as db:
-        last = one(db, _LAST_EVENT, [user.id])
-        if last is None or one(db, "SELECT 1 FROM events WHERE uuid = ?", [uuid]):
-            return None
-        _record(db, user, Event(uuid, last["assignment_id"], "retract"))
-        if last["kind"] == "submit":
-            _write_draft(db, last["assignment_id"], as_shown(json.loads(last["payload"])))
-        return int(last["assignment_id"])
-
-
-def as_shown(payload: dict[str, Any]) -> dict[str, Any]:
-    """What a submit said, as the draft of it: in the order in which the completions were shown."""
-    place = {completion: i for i, completion in enumerate(payload["completion_ids"])}
-    said = {
-        name: [payload[name][place[completion]] for completion in payload["display_order"]]
-        for name in ("ranks", "tags", "ratings")
-        if name in payload
-    }
-    return said | {name: payload[name] for name in ("all_bad", "comment", "rewrite", "strength") if name in payload}
-
-
-@dataclass(frozen=True)
-class Label:
-    """A submission in force, for the person who made it; `said` is a draft, `at` in unix seconds."""
-
-    assignment_id: int
-    messages: list[Message]
-    said: dict[str, Any]
-    at: float
-
-
-def history(store: Store, user: User, project_id: int, limit: int = 20) -> list[Label]:
-    """This person's last submissions in the project that are in force, the newest first."""
-    return _labels(store.db, "user_id = ? AND project_id = ?", [user.id, project_id], limit)
-
-
-def label(store: Store, user: User, assignment_id: int) -> Label:
-    """One of them. Raises InputError where there is none to change."""
-    found = _labels(store.db, "user_id = ? AND assignment_id = ?", [user.id, assignment_id], 1)
-    if not found:
-        raise InputError("this label was taken back or is not yours; choose another one")
-    return found[0]
-
-
-def _labels(db: Database, where: str, params: list[Any], limit: int) -> list[Label]:
-    found = rows(
-        db,
-        f"""SELECT r.assignment_id, r.payload, r.created_at, p.messages
-            FROM latest_rankings AS r JOIN prompts AS p ON p.id = r.prompt_id
-            WHERE {where} AND r.source IN ('task', 'api') AND r.purpose != 'adjudicate'
-            ORDER BY r.event_id DESC LIMIT ?""",
-        [*params, limit],
-    )
-    return [
-        Label(
-            row["assignment_id"], json.loads(row["messages"]), as_shown(json.loads(row["payload"])), row["created_at"]
-        )
-        for row in found
-    ]
-
-
-def return_skipped(store: Store, user: User, uuid: str) -> int:
-    """Bring back every task that this person skipped and nobody has ranked since; how many."""
-    with store.write() as db:
-        skipped = rows(
-            db,
-            "SELECT id, task_id FROM assignments WHERE user_id = ? AND state = 'skipped' ORDER BY opened_at DESC",
-            [user.id],
-        )
-        now, count = time.time(), 0
-        for assignment in skipped:
-            if tasks.room(db, assignment["task_id"], now, besides=assignment["id"]):
-                count += _record(db, user, Event(f"{uuid}/{assignment['id']}", assignment["id"], "retract"))
-        return count
-
-
 def record_ranking(
     db: Database,
     user: User,
@@ -404,7 +164,7 @@ def record_ranking(
     assert row is not None
     by_id = dict(zip(tasks.completion_ids(db, task_id), ranks, strict=True))
     shown = [by_id[completion] for completion in json.loads(row["display_order"])]
-    return _record(
+    return record(
         db, user, Event(event_id, assignment_id, "submit", shown, all_bad, comment, source=source, more=more or {})
     )
 

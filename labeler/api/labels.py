@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
 from data.records import Prompt
-from labeler import rankings, tasks
+from labeler import events, history, rankings, tasks
 from labeler.api.access import (
     Body,
     Caller,
@@ -29,13 +29,13 @@ from labeler.api.access import (
     refused,
 )
 from labeler.projects import get_project
-from labeler.store import Row, Store, one, rows
+from labeler.store import Store, one
 from labeler.users import User
 
 router = APIRouter(tags=["labels"])
 
-Ranks = Annotated[list[Annotated[int, Field(ge=1, le=rankings.MAX_RANK)] | None], Field(max_length=9)]
-Ratings = Annotated[list[Annotated[int, Field(ge=1, le=rankings.MAX_RATING)] | None], Field(max_length=9)]
+Ranks = Annotated[list[Annotated[int, Field(ge=1, le=events.MAX_RANK)] | None], Field(max_length=9)]
+Ratings = Annotated[list[Annotated[int, Field(ge=1, le=events.MAX_RATING)] | None], Field(max_length=9)]
 Tags = Annotated[list[Annotated[list[Line], Field(max_length=30)]], Field(max_length=9)]
 Uuid = Annotated[str, Field(min_length=8, max_length=100, pattern=r"^[\x21-\x7e]+$")]
 
@@ -91,7 +91,7 @@ class Draft(Body):
 
     ranks: Ranks = Field(default_factory=list)
     all_bad: bool = False
-    comment: Annotated[Text, Field(max_length=rankings.MAX_COMMENT)] = ""
+    comment: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
 
 
 class Said(Body):
@@ -105,12 +105,12 @@ class Said(Body):
     kind: Literal["submit", "skip", "flag", "retract"]
     ranks: Ranks = Field(default_factory=list)
     all_bad: bool = False
-    comment: Annotated[Text, Field(max_length=rankings.MAX_COMMENT)] = ""
+    comment: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
     tags: Tags = Field(default_factory=list)
     ratings: Ratings = Field(default_factory=list)
-    rewrite: Annotated[Text, Field(max_length=rankings.MAX_REWRITE)] = ""
+    rewrite: Annotated[Text, Field(max_length=events.MAX_REWRITE)] = ""
     strength: Annotated[int, Field(ge=1, le=4)] | None = None
-    reason: Annotated[Text, Field(max_length=rankings.MAX_COMMENT)] = ""
+    reason: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
     seconds: Seconds | None = None
     client_time: Seconds | None = None
 
@@ -133,14 +133,14 @@ class Past(BaseModel):
     task_id: int
     project_id: int | None
     created_at: float
-    ranks: list[int | None]
-    all_bad: bool
-    comment: str
-    tags: list[list[str]]
-    ratings: list[int | None]
-    rewrite: str
-    strength: int | None
-    reason: str
+    ranks: list[int | None] = []
+    all_bad: bool = False
+    comment: str = ""
+    tags: list[list[str]] = []
+    ratings: list[int | None] = []
+    rewrite: str = ""
+    strength: int | None = None
+    reason: str = ""
 
 
 class Answer(Body):
@@ -158,7 +158,7 @@ class Vote(Body):
     completions: list[Answer] = Field(min_length=2, max_length=9)
     ranks: Ranks
     all_bad: bool = False
-    comment: Annotated[Text, Field(max_length=rankings.MAX_COMMENT)] = ""
+    comment: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
 
 
 class Voted(BaseModel):
@@ -204,17 +204,17 @@ def draft(assignment_id: Id, said: Draft, space: Space, user: Caller) -> Saved:
     """Keep an unfinished ranking; it comes back with the task."""
     _own(space.store, user, assignment_id)
     content = said.model_dump(exclude_unset=True)
-    return Saved(saved=rankings.save_draft(space.store, user, assignment_id, content))
+    return Saved(saved=history.save_draft(space.store, user, assignment_id, content))
 
 
 @router.post("/assignments/{assignment_id}/events")
 def record(assignment_id: Id, said: Said, space: Space, user: Caller) -> Recorded:
     """Submit, skip, flag or take back. It is on disk when this is answered."""
     count = _own(space.store, user, assignment_id)
-    event = rankings.Event(**said.model_dump(), assignment_id=assignment_id, source="api")
+    event = events.Event(**said.model_dump(), assignment_id=assignment_id, source="api")
     if said.kind == "submit":
         with refused(422):
-            rankings.check_opinion(event, count)
+            events.check_opinion(event, count)
     with refused(409):
         new = rankings.record_event(space.store, user, event)
     if not new:
@@ -223,16 +223,10 @@ def record(assignment_id: Id, said: Said, space: Space, user: Caller) -> Recorde
 
 
 @router.get("/history")
-def history(space: Space, user: Caller, cursor: Cursor = 0, limit: Limit = 50) -> Page[Past]:
+def list_history(space: Space, user: Caller, cursor: Cursor = 0, limit: Limit = 50) -> Page[Past]:
     """What you did, the latest first."""
-    found = rows(
-        space.store.db,
-        """SELECT e.id, e.uuid, e.kind, e.assignment_id, a.task_id, t.project_id, e.created_at, e.payload
-           FROM events AS e JOIN assignments AS a ON a.id = e.assignment_id JOIN tasks AS t ON t.id = a.task_id
-           WHERE e.user_id = ? AND (? = 0 OR e.id < ?) ORDER BY e.id DESC LIMIT ?""",
-        [user.id, cursor, cursor, limit + 1],
-    )
-    return page([_past(row) for row in found], limit, lambda past: past.id)
+    found = history.events(space.store, user, cursor or None, limit + 1)
+    return page([Past.model_validate(row) for row in found], limit, lambda past: past.id)
 
 
 @router.post("/comparisons")
@@ -245,7 +239,7 @@ def compare(vote: Vote, space: Space, user: Caller) -> Voted:
         if checkpoint_id and one(space.store.db, "SELECT 1 FROM checkpoints WHERE id = ?", [checkpoint_id]) is None:
             raise HTTPException(422, f"there is no checkpoint {checkpoint_id}; leave it out where it is unknown")
     prompt = Prompt(tuple(conversation(vote.prompt)))
-    ranks = rankings.check_ranks(vote.ranks, len(answers), vote.all_bad)
+    ranks = events.check_ranks(vote.ranks, len(answers), vote.all_bad)
     with refused(409):
         task_id = rankings.record_comparison(
             space.store, user, prompt.messages, answers, ranks, vote.all_bad, "api", vote.uuid, vote.comment
@@ -278,28 +272,7 @@ def _check_repeat(store: Store, said: Said) -> None:
     """A uuid that is known must say what it said the first time: else a second ranking would be lost in silence."""
     row = one(store.db, "SELECT id, kind, payload FROM events WHERE uuid = ?", [said.uuid])
     assert row is not None
-    before = _said(json.loads(row["payload"]))
+    before = events.as_shown(json.loads(row["payload"]))
     ranked = said.kind != "submit" or not said.ranks or before["ranks"] == said.ranks
     if row["kind"] != said.kind or not ranked or before["comment"] != said.comment.strip():
         raise HTTPException(409, "this uuid was used for something else; make a new one for every click")
-
-
-def _past(row: Row) -> Past:
-    return Past(**_said(json.loads(row.pop("payload"))), **row)
-
-
-def _said(payload: dict[str, Any]) -> dict[str, Any]:
-    """What an event's payload says, in the order in which the completions were shown."""
-    stored = payload.get("completion_ids") or []
-    places = [stored.index(completion) for completion in payload.get("display_order") or stored]
-    lists = {name: [payload[name][place] for place in places] if payload.get(name) else [] for name in _LISTS}
-    return lists | {
-        "all_bad": bool(payload.get("all_bad")),
-        "comment": payload.get("comment") or "",
-        "rewrite": payload.get("rewrite") or "",
-        "strength": payload.get("strength"),
-        "reason": payload.get("reason") or "",
-    }
-
-
-_LISTS = ("ranks", "tags", "ratings")

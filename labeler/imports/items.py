@@ -7,8 +7,8 @@ from typing import Any
 
 from data.formats import parse_completion, parse_ended, parse_prompt, parse_prompt_row, parse_ranking
 from data.records import InputError, Prompt, shown
+from labeler.events import MAX_COMMENT, Rank, check_ranks
 from labeler.prompts import stored_form
-from labeler.rankings import MAX_COMMENT, Rank, check_ranks
 
 
 @dataclass(frozen=True, slots=True)

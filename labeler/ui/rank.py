@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import rankings, tasks
+from labeler import history, rankings, tasks
 from labeler.auth import current_user
 from labeler.store import explain
 from labeler.ui import theme
@@ -27,7 +27,6 @@ from labeler.ui.rank_view import (
     read_project,
     read_uuid,
     read_whole,
-    undone_view,
 )
 from labeler.users import User
 from labeler.workspace import Workspace
@@ -82,23 +81,24 @@ def build(workspace: Workspace) -> None:
         return answer(request, lambda user: {"stored": rankings.record_event(store, user, read_event(data))})
 
     def rank_undo(data: Any, request: gr.Request) -> View:
-        """Take back the last ranking or skip; that task comes back."""
-
-        def undo(user: User) -> View:
-            undone = rankings.undo(store, user, read_uuid(data))
-            return undone_view(workspace, user, undone, read_project(data))
-
-        return answer(request, undo)
+        """Take back the last ranking or skip in the project; that task comes back."""
+        return change(
+            request, data, lambda user: history.undo(store, user, read_uuid(data), read_whole(data, "project"))
+        )
 
     def rank_skipped(data: Any, request: gr.Request) -> View:
-        """Bring back the skipped tasks."""
-        return change(request, data, lambda user: rankings.return_skipped(store, user, read_uuid(data)))
+        """Bring back the project's skipped tasks."""
+        return change(
+            request,
+            data,
+            lambda user: history.return_skipped(store, user, read_uuid(data), read_whole(data, "project")),
+        )
 
     def rank_draft(data: Any, request: gr.Request) -> View:
         """Keep an unfinished ranking."""
 
         def keep(user: User) -> View:
-            return {"saved": rankings.save_draft(store, user, read_whole(data, "assignment"), data)}
+            return {"saved": history.save_draft(store, user, read_whole(data, "assignment"), data)}
 
         return answer(request, keep)
 

@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from data.records import InputError
-from labeler import projects, qualification, rankings, tasks
+from labeler import history, projects, qualification, tasks
+from labeler.events import Event
 from labeler.projects import Project
 from labeler.store import scalar
 from labeler.ui.markdown import render
@@ -39,16 +40,10 @@ def next_view(workspace: Workspace, user: User, project_id: int | None = None) -
     return _frame(workspace, user, project) | _task(assignment) | {"draft": assignment.draft}
 
 
-def undone_view(workspace: Workspace, user: User, assignment_id: int | None, project_id: int | None) -> View:
-    """The task that was taken back, in whichever project it is."""
-    found = None if assignment_id is None else _project_of(workspace, assignment_id)
-    return next_view(workspace, user, found or project_id)
-
-
 def label_view(workspace: Workspace, user: User, assignment_id: int) -> View:
     """A submitted task, to change what was said."""
     store = workspace.store
-    label = rankings.label(store, user, assignment_id)
+    label = history.label(store, user, assignment_id)
     assignment = tasks.get_assignment(store.db, assignment_id, user)
     project = projects.check_member(store.db, user, _project_of(workspace, assignment_id) or 0)
     return _frame(workspace, user, project) | _task(assignment) | {"draft": label.said, "said_at": label.at}
@@ -63,7 +58,7 @@ def _project_of(workspace: Workspace, assignment_id: int) -> int | None:
 def history_view(workspace: Workspace, user: User, project_id: int) -> View:
     """The last labels of this person."""
     projects.check_member(workspace.store.db, user, project_id)
-    labels = rankings.history(workspace.store, user, project_id)
+    labels = history.labels(workspace.store, user, project_id)
     return {
         "labels": [
             {
@@ -97,7 +92,7 @@ def _frame(workspace: Workspace, user: User, project: Project) -> View:
         "projects": [{"id": other.id, "name": other.name} for other in projects.projects_of(db, user)],
         "qualification": _qualification(workspace, user, project),
         "progress": tasks.progress(workspace.store, user, project.id),
-        "can_undo": rankings.can_undo(workspace.store, user),
+        "can_undo": history.can_undo(workspace.store, user, project.id),
     }
 
 
@@ -128,7 +123,7 @@ def _task(assignment: tasks.Assignment) -> View:
     }
 
 
-def read_event(data: Any) -> rankings.Event:
+def read_event(data: Any) -> Event:
     """The event that a browser sent. Raises InputError where it is not one."""
     if not isinstance(data, dict) or data.get("kind") not in ("submit", "skip", "flag"):
         raise InputError("the browser sent something unknown; reload the page")
@@ -136,7 +131,7 @@ def read_event(data: Any) -> rankings.Event:
         name: data[name] if isinstance(data.get(name), list) else [] for name in ("ranks", "tags", "ratings")
     }
     version = data.get("guidelines_version")
-    return rankings.Event(
+    return Event(
         uuid=read_uuid(data),
         assignment_id=read_whole(data, "assignment"),
         kind=data["kind"],

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labeler import tasks
-from labeler.rankings import Event, record_event
+from labeler.events import Event
+from labeler.rankings import record_event
 from labeler.users import User, local_owner
 from labeler.workspace import Workspace, open_workspace
 

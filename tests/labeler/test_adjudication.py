@@ -8,9 +8,10 @@ import pytest
 
 from data.formats import read_rows
 from data.records import InputError
-from labeler import adjudication, rankings, snapshots, tasks
+from labeler import adjudication, history, snapshots, tasks
+from labeler.events import Event
 from labeler.projects import FIRST
-from labeler.rankings import Event, record_event
+from labeler.rankings import record_event
 from labeler.store import rows, scalar
 from labeler.users import User, ensure_user, local_owner
 from labeler.workspace import Workspace
@@ -114,7 +115,7 @@ def test_it_does_not_count_toward_the_overlap_nor_come_up_in_the_rank_tab(worksp
     assert given is not None
     purpose = scalar(store.db, "SELECT purpose FROM assignments WHERE id = ?", [given.id])
     assert (given.task_id, purpose) == (1, "label")
-    assert rankings.can_undo(store, owner) is False
+    assert history.can_undo(store, owner) is False
 
 
 def test_only_leads_settle_and_only_by_this_way(workspace: Workspace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.records import InputError
-from labeler import auth, rankings, search, snapshots
+from labeler import auth, events, history, rankings, search, snapshots
 from labeler.erasure import clean, erase
 from labeler.imports import import_file
 from labeler.store import one, rows, scalar
@@ -34,11 +34,11 @@ def ann(workspace: Workspace) -> User:
     auth.start_session(store, user)
     done = rank(workspace, [1, 2, 3, 4], user, comment=f"{MARK} first")
     rankings.record_event(
-        store, user, rankings.Event(new_id(), done.id, "submit", [1, 2, 2, 2], comment=MARK, rewrite=f"Better, {MARK}")
+        store, user, events.Event(new_id(), done.id, "submit", [1, 2, 2, 2], comment=MARK, rewrite=f"Better, {MARK}")
     )
     draft = next_assignment(store, user)
     assert draft is not None
-    rankings.save_draft(store, user, draft.id, {"ranks": [1, None, None, None], "comment": MARK})
+    history.save_draft(store, user, draft.id, {"ranks": [1, None, None, None], "comment": MARK})
     rankings.record_comparison(
         store, user, [{"role": "user", "content": f"Tell {MARK}"}], [(f"{MARK} a", 1, {}), ("b", 1, {})], [1, 2],
         event_id=new_id(), comment=MARK,

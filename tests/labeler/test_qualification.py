@@ -8,8 +8,10 @@ import pytest
 
 from data.records import InputError
 from labeler import gold, projects, qualification, tasks
+from labeler.events import Event
+from labeler.history import undo
 from labeler.qualification import agreed_pairs
-from labeler.rankings import Event, record_event, undo
+from labeler.rankings import record_event
 from labeler.store import scalar
 from labeler.users import User, ensure_user, local_owner
 from labeler.workspace import Workspace

@@ -11,9 +11,10 @@ import pytest
 from benchmarks import annotators
 from labeler import opinions, quality, tasks
 from labeler.agreement import agreement
+from labeler.events import Event
 from labeler.projects import FIRST
 from labeler.quality import dense, guessing, measure, pattern, position, speed_scores, wilson
-from labeler.rankings import Event, record_event, record_ranking
+from labeler.rankings import record_event, record_ranking
 from labeler.store import scalar
 from labeler.ui.quality_view import figures_html, people_html
 from labeler.users import ensure_user

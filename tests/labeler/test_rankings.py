@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import rankings, tasks, users
-from labeler.rankings import Event, record_comparison, record_event, save_draft
+from labeler import events, history, projects, tasks, users
+from labeler.events import Event
+from labeler.history import save_draft
+from labeler.rankings import record_comparison, record_event
 from labeler.store import rows, scalar
 from labeler.users import local_owner
 from labeler.workspace import Workspace
@@ -100,8 +102,8 @@ def test_undo_takes_the_last_one_back_with_what_was_said(tmp_path: Path) -> None
     second = rank(workspace, [4, None, 2, 1], comment="hm")
     assert tasks.next_assignment(workspace.store, owner) is not None  # a third one is open by now
     uuid = new_id()
-    assert rankings.undo(workspace.store, owner, uuid) == second.id
-    assert rankings.undo(workspace.store, owner, uuid) is None  # the same click again
+    assert history.undo(workspace.store, owner, uuid) == second.id
+    assert history.undo(workspace.store, owner, uuid) is None  # the same click again
     assert kinds(workspace) == ["submit", "submit", "retract"]
     assert len(latest(workspace)) == 1
     back = tasks.next_assignment(workspace.store, owner)
@@ -118,8 +120,8 @@ def test_undo_goes_back_step_by_step_and_stops(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path, 3)
     owner = local_owner(workspace.store)
     first, second = rank(workspace, [1, 2, 3, 4]), rank(workspace, [1, 2, 3, 4])
-    assert [rankings.undo(workspace.store, owner, new_id()) for _ in range(3)] == [second.id, first.id, None]
-    assert not rankings.can_undo(workspace.store, owner)
+    assert [history.undo(workspace.store, owner, new_id()) for _ in range(3)] == [second.id, first.id, None]
+    assert not history.can_undo(workspace.store, owner)
 
 
 def test_a_skip_can_be_undone_unless_somebody_else_did_the_task(tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_a_skip_can_be_undone_unless_somebody_else_did_the_task(tmp_path: Path) 
         if done_by_bob:
             rank(workspace, [1, 2, 3, 4], bob)
             with pytest.raises(InputError, match="somebody else"):
-                rankings.undo(workspace.store, owner, new_id())
+                history.undo(workspace.store, owner, new_id())
         else:
-            assert rankings.undo(workspace.store, owner, new_id()) == assignment.id
+            assert history.undo(workspace.store, owner, new_id()) == assignment.id
 
 
 def test_skipped_tasks_come_back_together(tmp_path: Path) -> None:
@@ -149,9 +151,58 @@ def test_skipped_tasks_come_back_together(tmp_path: Path) -> None:
         assert assignment is not None
         record_event(workspace.store, owner, Event(new_id(), assignment.id, "skip"))
     assert tasks.next_assignment(workspace.store, owner) is None
-    assert rankings.return_skipped(workspace.store, owner, new_id()) == 3
+    assert history.return_skipped(workspace.store, owner, new_id()) == 3
     assert kinds(workspace) == ["skip"] * 3 + ["retract"] * 3
     assert tasks.progress(workspace.store, owner)["remaining"] == 3
+
+
+def test_taking_back_stays_within_the_project(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 4)
+    store, owner = workspace.store, local_owner(workspace.store)
+    second = projects.create_project(store, owner, "Second").id
+    with store.write() as db:
+        db.execute("UPDATE tasks SET project_id = ? WHERE id > 2", [second])
+    tasks.rebuild_counts(store)
+    done = {}
+    for project in (1, second):
+        for kind in ("submit", "skip"):
+            assignment = tasks.next_assignment(store, owner, project)
+            assert assignment is not None
+            record_event(store, owner, Event(new_id(), assignment.id, kind, [1, 2, 3, 4] if kind == "submit" else []))
+            done[project, kind] = assignment.id
+    assert history.return_skipped(store, owner, new_id(), 1) == 1  # the later skip is in the other project
+    assert tasks.progress(store, owner, second)["skipped"] == 1
+    assert history.undo(store, owner, new_id(), 1) == done[1, "submit"]
+    assert not history.can_undo(store, owner, 1)
+    assert history.undo(store, owner, new_id(), 1) is None
+    assert history.undo(store, owner, new_id(), second) == done[second, "skip"]
+    assert history.can_undo(store, owner, second)
+    assert not history.can_undo(store, owner, 9)
+
+
+def test_what_a_program_said_can_be_taken_back_too(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 2)
+    store, owner = workspace.store, local_owner(workspace.store)
+    first = rank(workspace, [1, 2, 3, 4])
+    assignment = tasks.next_assignment(store, owner)
+    assert assignment is not None
+    record_event(store, owner, Event(new_id(), assignment.id, "submit", [1, 2, 2, 1], source="api"))
+    record_comparison(
+        store, owner, assignment.messages, [("x", None, {}), ("y", None, {})], [1, 2], source="api", event_id=new_id()
+    )  # of no project: Compare's own
+    assert history.undo(store, owner, new_id()) == assignment.id
+    back = tasks.next_assignment(store, owner)
+    assert back is not None
+    assert back.draft is not None
+    assert back.draft["ranks"] == [1, 2, 2, 1]
+    assert history.undo(store, owner, new_id()) == first.id
+
+
+def test_what_can_be_taken_back_is_found_without_reading_every_event(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 1)
+    params = {"user": 1, "project": 1}
+    plan = rows(workspace.store.db, f"EXPLAIN QUERY PLAN {history.LAST_EVENT}", params)
+    assert any("events_undo (user_id=?)" in row["detail"] for row in plan)
 
 
 def test_a_draft_comes_back_and_ends_with_the_submit(tmp_path: Path) -> None:
@@ -176,10 +227,10 @@ def test_a_draft_comes_back_and_ends_with_the_submit(tmp_path: Path) -> None:
     [{"order": [0, 0, 1, 2]}, {"order": ["a", {}, 1, 2]}, {"order": 3}, {"ranks": [1]}, {"comment": "x" * 20_000}],
 )
 def test_a_strange_draft_is_cleaned(draft: dict[str, Any]) -> None:
-    clean = rankings.clean_draft(draft, 4)
+    clean = history.clean_draft(draft, 4)
     assert set(clean) == {"ranks", "all_bad", "comment"}
     assert clean["ranks"] == [None] * 4
-    assert len(clean["comment"]) <= rankings.MAX_COMMENT
+    assert len(clean["comment"]) <= events.MAX_COMMENT
 
 
 def test_a_comparison_is_stored_whole_and_once(tmp_path: Path) -> None:
@@ -203,7 +254,7 @@ def test_a_comparison_is_stored_whole_and_once(tmp_path: Path) -> None:
     assert json.loads(left[0]["sampling"]) == {"temperature": 0.5, "seed": 7}
     # a vote is no work for the Rank tab, and undo there does not touch it
     assert tasks.progress(workspace.store, owner) == {"done": 0, "total": 1, "remaining": 1, "today": 0, "skipped": 0}
-    assert rankings.undo(workspace.store, owner, new_id()) is None
+    assert history.undo(workspace.store, owner, new_id()) is None
 
 
 def test_a_comparison_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -259,12 +310,12 @@ def test_history_holds_what_is_in_force_in_display_order(tmp_path: Path) -> None
         record_event(store, owner, event)
         done.append(assignment)
     record_event(store, owner, Event(new_id(), done[0].id, "submit", [4, 3, 2, 1], comment="changed"))
-    rankings.undo(store, owner, new_id())  # takes back the changed one
-    assert [label.assignment_id for label in rankings.history(store, owner, 1)] == [done[2].id, done[1].id]
-    (label,) = rankings.history(store, owner, 1, limit=1)
+    history.undo(store, owner, new_id())  # takes back the changed one
+    assert [label.assignment_id for label in history.labels(store, owner, 1)] == [done[2].id, done[1].id]
+    (label,) = history.labels(store, owner, 1, limit=1)
     assert label.said == {"ranks": [1, 2, 3, 3], "tags": [["a"], [], [], ["d"]], "all_bad": False, "comment": ""}
-    assert rankings.history(store, owner, 2) == []
+    assert history.labels(store, owner, 2) == []
     other = users.add_user(store, "ann", "annotator", "correct horse")
-    assert rankings.history(store, other, 1) == []
+    assert history.labels(store, other, 1) == []
     with pytest.raises(InputError, match="not yours"):
-        rankings.label(store, other, done[1].id)
+        history.label(store, other, done[1].id)

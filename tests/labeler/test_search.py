@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.records import InputError
-from labeler import rankings, search, snapshots
+from labeler import events, history, rankings, search, snapshots
 from labeler.imports import import_file
 from labeler.projects import create_project
 from labeler.search import Query, agreement, find
@@ -134,10 +134,10 @@ def test_what_is_taken_back_or_corrected_is_not_found(tmp_path: Path) -> None:
     owner = local_owner(workspace.store)
     rank(workspace, [1, 2, 3, 4], comment="marmalade")
     assert len(prompts(workspace, words="marmalade")) == 1
-    rankings.record_event(workspace.store, owner, rankings.Event(new_id(), 1, "submit", [1, 1, 1, 2], comment="honey"))
+    rankings.record_event(workspace.store, owner, events.Event(new_id(), 1, "submit", [1, 1, 1, 2], comment="honey"))
     assert prompts(workspace, words="marmalade") == []
     assert len(prompts(workspace, words="honey")) == 1
-    rankings.undo(workspace.store, owner, new_id())
+    history.undo(workspace.store, owner, new_id())
     assert prompts(workspace, words="honey") == []
     assert scalar(workspace.store.db, "SELECT count(*) FROM in_force") == 0
     workspace.store.db.execute("INSERT INTO search (search) VALUES ('integrity-check')")

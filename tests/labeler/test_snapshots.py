@@ -11,7 +11,7 @@ import pytest
 from data.formats import read_demonstrations, read_prompts, read_rankings
 from data.preferences import count_comparisons, file_sha256
 from data.records import InputError
-from labeler import rankings, snapshots
+from labeler import events, history, rankings, snapshots
 from labeler.imports import Imported, import_file
 from labeler.store import rows, scalar
 from labeler.users import ensure_user, local_owner
@@ -38,7 +38,7 @@ def labeled(tmp_path: Path) -> Workspace:
     rank(workspace, [None, 2, None, 1])
     rank(workspace, [1, 2, 3, 4], all_bad=True)
     rank(workspace, [4, 3, 2, 1])
-    rankings.undo(workspace.store, local_owner(workspace.store), new_id())
+    history.undo(workspace.store, local_owner(workspace.store), new_id())
     return workspace
 
 
@@ -90,7 +90,7 @@ def test_a_snapshot_says_what_it_holds_and_can_be_made_again(labeled: Workspace,
     assert first.event_high_water == scalar(labeled.store.db, "SELECT max(id) FROM events")
     rank(labeled, [1, 2, 3, 4])
     # a correction of the first ranking, after the snapshot
-    rankings.record_event(labeled.store, owner, rankings.Event(new_id(), 1, "submit", [4, 4, 4, 1]))
+    rankings.record_event(labeled.store, owner, events.Event(new_id(), 1, "submit", [4, 4, 4, 1]))
     now = snapshots.write_snapshot(labeled.store, tmp_path / "b.jsonl", "preferences", {}, owner)
     assert now.sha256 != first.sha256
     then = {"event_high_water": first.event_high_water}

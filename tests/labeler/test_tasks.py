@@ -14,8 +14,10 @@ import pytest
 
 from data.records import InputError
 from labeler import mixing, tasks
+from labeler.events import Event
+from labeler.history import return_skipped, save_draft, undo
 from labeler.projects import Project
-from labeler.rankings import Event, record_event, return_skipped, save_draft, undo
+from labeler.rankings import record_event
 from labeler.store import Store, rows, scalar
 from labeler.users import User, ensure_user
 from labeler.workspace import Workspace
