@@ -1,7 +1,8 @@
 """The REST interface under /api/v1: what the pages do to data, for programs. docs/api.md shows it in use.
 
 One room a subject: labels (next task, submit), projects, prompts (and completions, tasks), data (import, snapshots),
-runs (and checkpoints), people (and tokens). access.py says who asks and what an answer looks like when it is no.
+quality (and adjudication), runs (and checkpoints), people (and tokens, erasure). access.py says who asks and what an
+answer looks like when it is no.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler.api import data, labels, people, projects, prompts, runs
+from labeler.api import data, labels, people, projects, prompts, quality, runs
 from labeler.api.access import PROBLEMS
 from labeler.api.data import MAX_FILE
 from labeler.store import explain
@@ -58,7 +59,7 @@ def create_api(workspace: Workspace) -> FastAPI:
     )
     api.add_middleware(BodyLimit)
     api.state.workspace = workspace
-    for room in (labels, projects, prompts, data, runs, people):
+    for room in (labels, projects, prompts, data, quality, runs, people):
         api.include_router(room.router, responses=PROBLEMS)
     api.include_router(_pages)
     return api

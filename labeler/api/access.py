@@ -13,9 +13,11 @@ from starlette.concurrency import run_in_threadpool
 
 from data.records import InputError, Message
 from labeler import auth, tokens
+from labeler.erasure import ERASERS
 from labeler.projects import LEADS
 from labeler.ui.data import KEEPERS
 from labeler.ui.page import TRAINERS
+from labeler.ui.quality import READERS
 from labeler.users import User
 from labeler.workspace import Workspace
 
@@ -145,6 +147,8 @@ def only(roles: Sequence[str], what: str) -> Callable[[User], Awaitable[User]]:
 
 Lead = Annotated[User, Depends(only(LEADS, "change projects or see who works here"))]
 Keeper = Annotated[User, Depends(only(KEEPERS, "see or move everybody's data"))]
+Reader = Annotated[User, Depends(only(READERS, "see how others rank"))]
+Eraser = Annotated[User, Depends(only(ERASERS, "delete a person's data"))]
 Trainer = Annotated[User, Depends(only(TRAINERS, "start or stop runs"))]
 
 

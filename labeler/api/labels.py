@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException
@@ -87,14 +88,18 @@ class Saved(BaseModel):
 
 
 class Draft(Body):
-    """An unfinished ranking, in the order shown."""
+    """An unfinished ranking. Ranks, tags and ratings stand in the order in which the completions were shown."""
 
     ranks: Ranks = Field(default_factory=list)
     all_bad: bool = False
     comment: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
+    tags: Tags = Field(default_factory=list)
+    ratings: Ratings = Field(default_factory=list)
+    rewrite: Annotated[Text, Field(max_length=events.MAX_REWRITE)] = ""
+    strength: Annotated[int, Field(ge=1, le=4)] | None = None
 
 
-class Said(Body):
+class Said(Draft):
     """One thing an annotator did. The same `uuid` sent twice lands once and is answered the same.
 
     Ranks, tags and ratings stand in the order in which the completions were shown. `strength` (1 to 4) is for two
@@ -103,13 +108,6 @@ class Said(Body):
 
     uuid: Uuid
     kind: Literal["submit", "skip", "flag", "retract"]
-    ranks: Ranks = Field(default_factory=list)
-    all_bad: bool = False
-    comment: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
-    tags: Tags = Field(default_factory=list)
-    ratings: Ratings = Field(default_factory=list)
-    rewrite: Annotated[Text, Field(max_length=events.MAX_REWRITE)] = ""
-    strength: Annotated[int, Field(ge=1, le=4)] | None = None
     reason: Annotated[Text, Field(max_length=events.MAX_COMMENT)] = ""
     seconds: Seconds | None = None
     client_time: Seconds | None = None
@@ -201,8 +199,12 @@ def heartbeat(assignment_id: Id, space: Space, user: Caller) -> Heartbeat:
 
 @router.put("/assignments/{assignment_id}/draft")
 def draft(assignment_id: Id, said: Draft, space: Space, user: Caller) -> Saved:
-    """Keep an unfinished ranking; it comes back with the task."""
-    _own(space.store, user, assignment_id)
+    """Keep an unfinished ranking in place of the one before; it comes back with the task."""
+    count = _own(space.store, user, assignment_id)
+    if said.ranks:
+        events.check_ranks(said.ranks, count, all_bad=True)
+    events.check_tags(said.tags, count)
+    events.check_ratings(said.ratings, count)
     content = said.model_dump(exclude_unset=True)
     return Saved(saved=history.save_draft(space.store, user, assignment_id, content))
 
@@ -218,7 +220,7 @@ def record(assignment_id: Id, said: Said, space: Space, user: Caller) -> Recorde
     with refused(409):
         new = rankings.record_event(space.store, user, event)
     if not new:
-        _check_repeat(space.store, said)
+        check_repeat(space.store, said.uuid, said.kind, said.ranks, said.comment)
     return Recorded(uuid=said.uuid, assignment_id=assignment_id, kind=said.kind)
 
 
@@ -268,11 +270,11 @@ def _own(store: Store, user: User, assignment_id: int) -> int:
     return int(row["count"])
 
 
-def _check_repeat(store: Store, said: Said) -> None:
+def check_repeat(store: Store, uuid: str, kind: str, ranks: Sequence[events.Rank], comment: str) -> None:
     """A uuid that is known must say what it said the first time: else a second ranking would be lost in silence."""
-    row = one(store.db, "SELECT id, kind, payload FROM events WHERE uuid = ?", [said.uuid])
+    row = one(store.db, "SELECT kind, payload FROM events WHERE uuid = ?", [uuid])
     assert row is not None
     before = events.as_shown(json.loads(row["payload"]))
-    ranked = said.kind != "submit" or not said.ranks or before["ranks"] == said.ranks
-    if row["kind"] != said.kind or not ranked or before["comment"] != said.comment.strip():
+    same = kind not in ("submit", "adjudicate") or not ranks or before["ranks"] == ranks
+    if row["kind"] != kind or not same or before["comment"] != comment.strip():
         raise HTTPException(409, "this uuid was used for something else; make a new one for every click")

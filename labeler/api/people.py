@@ -1,14 +1,31 @@
-"""Who works here, and the tokens of the person who asks."""
+"""Who works here, the tokens of the person who asks, and a person's data deleted on request."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
-from labeler import tokens, users
-from labeler.api.access import Body, Caller, Cursor, Id, InPerson, Lead, Limit, Name, Page, Space, page, refused
+from labeler import erasure, tokens, users
+from labeler.api.access import (
+    Body,
+    Caller,
+    Cursor,
+    Eraser,
+    Id,
+    InPerson,
+    Keeper,
+    Lead,
+    Limit,
+    Name,
+    Page,
+    Space,
+    page,
+    refused,
+)
+from labeler.store import rows, scalar
 from labeler.tokens import Token
 
 router = APIRouter(tags=["people"])
@@ -41,6 +58,32 @@ class NamedToken(BaseModel):
 
     secret: str
     token: Token
+
+
+class Erase(Body):
+    """Whose data: their `name` once more, and what becomes of the `files` of snapshots that held it."""
+
+    name: Name
+    files: Literal["delete", "keep"]
+
+
+class Erased(BaseModel):
+    """What was deleted. `clean`: false while deleted bytes may lie in the file; run `python -m labeler clean`."""
+
+    id: int
+    counts: dict[str, int]
+    clean: bool
+
+
+class PastErasure(BaseModel):
+    """A record that a person's data was deleted, by the user `erased_by`. `cleaned_at` is null until it is clean."""
+
+    id: int
+    user_id: int
+    erased_by: int | None
+    counts: dict[str, int]
+    created_at: float
+    cleaned_at: float | None
 
 
 @router.get("/me")
@@ -76,3 +119,29 @@ def revoke_token(token_id: Id, space: Space, user: Caller) -> None:
     """Make one of your tokens worthless, from the next request on."""
     with refused(404):
         tokens.revoke_token(space.store, user, token_id)
+
+
+@router.post("/users/{user_id}/erase")
+def erase(user_id: Id, what: Erase, space: Space, user: Eraser) -> Erased:
+    """Delete what this person said for good: rankings, comments, drafts, written answers, name, login and tokens.
+
+    Everybody waits meanwhile, about a minute for a million rankings. Backups and trained checkpoints are not reached.
+    """
+    name = scalar(space.store.db, "SELECT name FROM users WHERE id = ?", [user_id])
+    if name is None:
+        raise HTTPException(404, f"there is no user {user_id}")
+    if what.name != name:
+        raise HTTPException(422, f"name: user {user_id} has another name; nothing was deleted")
+    with refused(409):
+        made = erasure.erase(space.store, user, user_id, what.files)
+    return Erased(id=made.id, counts=made.counts, clean=made.clean)
+
+
+@router.get("/erasures")
+def list_erasures(space: Space, user: Keeper, cursor: Cursor = 0, limit: Limit = 50) -> Page[PastErasure]:
+    """What was deleted, in the order in which it was."""
+    names = ", ".join(PastErasure.model_fields)
+    sql = f"SELECT {names} FROM erasures WHERE id > ? ORDER BY id LIMIT ?"
+    found = rows(space.store.db, sql, [cursor, limit + 1])
+    made = [PastErasure(**row | {"counts": json.loads(row["counts"])}) for row in found]
+    return page(made, limit, lambda erased: erased.id)

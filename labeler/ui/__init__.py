@@ -22,7 +22,6 @@ TABS = (
 HIDDEN_TABS = {
     "annotator": ("Train", "Runs", "Quality", "Data", "Team"),
     "lead": ("Train",),
-    "researcher": ("Team",),
 }
 """Tabs that a role does not need. header.js hides them, since Gradio's own way to hide a tab that was never opened has
 no effect. It is for calm, not for safety: every handler checks who asks."""

@@ -40,10 +40,15 @@ def lead(request: gr.Request, workspace: Workspace) -> User:
     return user
 
 
-def attempt(request: gr.Request, workspace: Workspace, act: Callable[[User], str]) -> str:
-    """Do it as the lead who asks; what was done, or why it could not be, as a line to show beside the button."""
+def attempt(
+    request: gr.Request,
+    workspace: Workspace,
+    act: Callable[[User], str],
+    who: Callable[[gr.Request, Workspace], User] = lead,
+) -> str:
+    """Do it as the lead (or `who`) who asks; what was done, or why it could not be, as a line beside the button."""
     try:
-        kind, said = "info", act(lead(request, workspace))
+        kind, said = "info", act(who(request, workspace))
     except InputError as error:
         kind, said = "error", f"{str(error)[:1].upper()}{str(error)[1:]}{'' if str(error).endswith('.') else '.'}"
     except sqlite3.Error as error:

@@ -1,4 +1,5 @@
-"""The Team tab, for leads and owners: projects, in which order their tasks come, and the people who work in them."""
+"""The Team tab: projects, in which order their tasks come, and the people who work in them, all for leads and owners;
+and one's own API tokens, which researchers see as well."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import gradio as gr
 
 from data.records import InputError
 from labeler import invitations, users
-from labeler.ui import page, projects, selection
+from labeler.ui import page, projects, selection, tokens
 from labeler.users import MANAGES, User
 from labeler.workspace import Workspace
 
@@ -27,8 +28,22 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
-    projects.build(workspace)
-    selection.build(workspace)
+    with gr.Column(elem_id="team-leads") as for_leads:
+        projects.build(workspace)
+        selection.build(workspace)
+        _build_people(workspace)
+    tokens.build(workspace)
+
+    def show(request: gr.Request) -> Any:
+        try:
+            return gr.update(visible=page.lead(request, workspace) is not None)
+        except InputError:
+            return gr.update(visible=False)
+
+    page.on_show(show, [], [for_leads])
+
+
+def _build_people(workspace: Workspace) -> None:
     page.html("<h2>People</h2>")
     listed = page.html(elem_id="people-table")
     with gr.Column(visible=False, elem_id="own-password") as own:
@@ -97,14 +112,14 @@ def build(workspace: Workspace) -> None:
 
     def make_link(request: gr.Request, made: Callable[[User], str]) -> str:
         """What `made` (it returns a token) leads to: the link, or what is wrong."""
-        tokens: list[str] = []
+        made_tokens: list[str] = []
 
         def act(user: User) -> str:
-            tokens.append(made(user))
+            made_tokens.append(made(user))
             return "Send this link to them. It works once, for seven days."
 
         said = page.attempt(request, workspace, act)
-        return said + (link_html(request, tokens[0]) if tokens else "")
+        return said + (link_html(request, made_tokens[0]) if made_tokens else "")
 
     def invite_somebody(as_role: str | None, chosen: int | None, request: gr.Request) -> list[Any]:
         said = make_link(request, lambda user: invitations.invite(workspace.store, user, as_role or ""))

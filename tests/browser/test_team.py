@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import httpx
 from playwright.sync_api import Browser, Page, expect
 
+from labeler import users
 from tests.browser.conftest import App, MakeApp, seed_rows
-from tests.browser.ranking import badges, submit
+from tests.browser.ranking import badges, store_of, submit
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'>${window.hacked = 2}"
 
@@ -115,4 +117,47 @@ def test_a_lead_sets_up_a_project(make_app: MakeApp, page: Page) -> None:
     page.get_by_label("Or a new one, called").fill("first project")
     page.get_by_role("button", name="Create project").click()
     expect(page.locator("#project-notice")).to_contain_text("choose another name")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_researcher_makes_uses_and_revokes_a_token(make_app: MakeApp, page: Page) -> None:
+    app = make_app(seed_rows(1))
+    with store_of(app) as store:
+        users.add_user(store, "rex", "researcher", "correct horse")
+    page.goto(app.url)
+    page.get_by_label("Name").fill("rex")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("tab", name="Team", exact=True).click()
+    expect(page.locator("#tokens-table")).to_contain_text("You have no token")
+    page.get_by_role("button", name="Make a token").click()
+    expect(page.locator("#token-made")).to_contain_text("needs 1 to 100 characters")
+    page.get_by_label("The program's name").fill(HOSTILE)
+    page.get_by_role("button", name="Make a token").click()
+    secret = page.get_by_label("New token").input_value()
+    table = page.locator("#tokens-table")
+    expect(table).to_contain_text(HOSTILE)
+    expect(table).to_contain_text("what you may do as researcher")
+    expect(page.locator("#team-leads")).to_have_count(0)  # projects and people are for leads
+    expect(table).to_contain_text("never")
+    assert app.query("SELECT round((expires_at - created_at) / 86400) AS days FROM tokens") == [{"days": 90}]
+
+    def asked() -> int:
+        return httpx.get(f"{app.url}/api/v1/me", headers={"Authorization": f"Bearer {secret}"}).status_code
+
+    assert asked() == 200
+    page.get_by_role("tab", name="Rank", exact=True).click()
+    page.get_by_role("tab", name="Team", exact=True).click()
+    expect(table).not_to_contain_text("never")  # it was used
+    expect(page.get_by_label("New token")).to_have_count(0)
+    assert secret not in page.content()
+
+    page.get_by_role("button", name="Revoke it").click()
+    expect(page.locator("#token-notice")).to_contain_text("Choose a token first")
+    page.locator("#token-chosen input").click()
+    page.get_by_role("option", name=HOSTILE).click()
+    page.get_by_role("button", name="Revoke it").click()
+    expect(page.locator("#token-notice")).to_contain_text("worthless from now on")
+    expect(table).to_contain_text("You have no token")
+    assert asked() == 401
     assert page.evaluate("window.hacked") is None

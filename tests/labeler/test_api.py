@@ -128,6 +128,12 @@ ALLOWED = {
     ("post", "/snapshots"): "lead researcher owner",
     ("get", "/snapshots/1"): "lead researcher owner",
     ("get", "/snapshots/1/rows"): "lead researcher owner",
+    ("get", "/projects/1/quality"): "lead researcher owner",
+    ("get", "/projects/1/disputed"): "lead researcher owner",
+    ("get", "/tasks/1/adjudication"): "lead researcher owner",
+    ("post", "/tasks/1/adjudication"): "lead owner",
+    ("post", "/users/1/erase"): "lead owner",
+    ("get", "/erasures"): "lead researcher owner",
     ("get", "/runs"): "lead researcher owner",
     ("post", "/runs"): "researcher owner",
     ("get", "/runs/0001-dpo"): "lead researcher owner",
@@ -175,9 +181,16 @@ def test_a_task_is_asked_for_kept_and_ranked(app: Team) -> None:
     assert sorted(task) == ["assignment_id", "category", "completions", "draft", "messages", "task_id"]
     path = f"/assignments/{task['assignment_id']}"
     assert app.ask("ann", "POST", f"{path}/heartbeat").json() == {"held": True}
-    assert app.ask("ann", "PUT", f"{path}/draft", {"ranks": [2, None], "comment": "hm"}).json() == {"saved": True}
-    kept = app.ask("ann", "GET", path).json()["draft"]
-    assert (kept["ranks"], kept["comment"]) == ([2, None], "hm")
+    draft = {
+        "ranks": [2, None], "all_bad": False, "comment": "hm", "tags": [["helpful"], []], "ratings": [None, 3],
+        "rewrite": "Bett", "strength": 2,
+    }  # fmt: skip
+    assert app.ask("ann", "PUT", f"{path}/draft", draft).json() == {"saved": True}
+    assert app.ask("ann", "GET", path).json()["draft"] == draft
+    for name, wrong in (("ranks", [1]), ("tags", [[], [], []]), ("ratings", [1, 2, 3]), ("strength", 5)):
+        answer = app.ask("ann", "PUT", f"{path}/draft", {name: wrong})
+        assert (answer.status_code, bool(problem(answer))) == (422, True)
+    assert app.ask("ann", "GET", path).json()["draft"] == draft
 
     said = event(comment="clear", tags=[["helpful"], []], strength=3, rewrite="Better.", seconds=2.5)
     first = app.ask("ann", "POST", f"{path}/events", said)
