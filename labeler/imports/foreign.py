@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data.records import InputError, Row, shown
@@ -13,7 +13,12 @@ SPEAKERS = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
     "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "system": "system",
 }  # fmt: skip
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "user", "messages", "conversation")
+PROMPTS = (
+    *("prompt", "instruction", "question", "query", "input", "context"),
+    *("user", "messages", "conversation", "chat", "dialogue"),
+)
+NUMBERED = re.compile(r"(?:[\s_.-]*\d+|[\s_.-]+[A-Za-z]|(?<=[a-z])[A-Z])$")
+"""How names of one kind end: response-1, answer_b, textA."""
 
 
 def recognise(row: Row) -> str:
@@ -22,6 +27,8 @@ def recognise(row: Row) -> str:
         return "argilla"
     if any(re.fullmatch(r".+\.(responses|suggestion)(\.\w+)?", key) for key in row):
         return "argilla"
+    if any(f"{key}-suggestion" in row or _answers(value) for key, value in row.items()):
+        return "argilla"  # version 1, as a dataset
     if isinstance(row.get("data"), dict) and ("annotations" in row or "predictions" in row):
         return "label-studio"
     if any(isinstance(row.get(key), list) for key in ("conversations", "conversation")):
@@ -63,6 +70,20 @@ def _message(turn: Any) -> Row:
     return {"role": role, "content": text}
 
 
+def _siblings(names: Iterable[str], one: str | None = None) -> list[str]:
+    """The names that differ in their number alone: those of `one`, or the most there are. [] where that tells nothing.
+
+    Exports hold other texts beside the answers (metadata, a source), and do not say which are which.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        if NUMBERED.search(name):
+            kinds.setdefault(NUMBERED.sub("", name).lower(), []).append(name)
+    found = [kind for kind in kinds.values() if len(kind) >= 2 and (one is None or one in kind)]
+    found.sort(key=len, reverse=True)
+    return [] if not found or (len(found) > 1 and len(found[0]) == len(found[1])) else found[0]
+
+
 # ---------------------------------------------------------------- Argilla
 
 
@@ -91,13 +112,17 @@ def argilla_rows(record: Row) -> Iterator[Row]:
                 row = {"prompt": prompt, "completions": [fields[name] for name in ranks], "ranks": list(ranks.values())}
                 yield {**more, **row, "annotator": annotator, "comment": comment}
     if not found:
-        texts = [value for value in fields.values() if isinstance(value, str)]
+        names = _siblings(fields) or fields
+        texts = [fields[name] for name in names if isinstance(fields[name], str)]
         yield {**more, "prompt": prompt} | ({"completions": texts} if len(texts) >= 2 else {})
 
 
 def _nested(row: Row) -> Row:
-    """A record as the `datasets` export flattens it: "ranking.responses", "ranking.responses.users"."""
-    skipped = ("id", "status", "_server_id", "inserted_at", "updated_at")
+    """A record as the `datasets` export flattens it: "ranking.responses", "ranking.responses.users".
+
+    Fields, metadata and vectors are one there; `_siblings` finds the answers among them.
+    """
+    skipped = ("id", "status", "_server_id", "inserted_at", "updated_at", "score")
     plain = {key: value for key, value in row.items() if "." not in key and key not in skipped}
     responses: dict[str, list[Row]] = {}
     for key, values in row.items():
@@ -110,7 +135,21 @@ def _nested(row: Row) -> Row:
                 for value, user, state in zip(values, users, states, strict=False)
             ]
             plain.pop(name, None)
-    return {"id": row.get("id"), "fields": plain, "responses": responses}
+        elif f"{key}-suggestion" in row or _answers(values):  # version 1
+            responses[key] = _answers(values)
+            for name in (key, f"{key}-suggestion", f"{key}-suggestion-metadata", "external_id", "metadata"):
+                plain.pop(name, None)
+    return {"id": row.get("id") or row.get("external_id"), "fields": plain, "responses": responses}
+
+
+def _answers(column: Any) -> list[Row]:
+    """A question's answers in a dataset of version 1, one object each or one object of lists; [] where it is none."""
+    keys = {"user_id", "value", "status"}
+    if isinstance(column, dict) and column.keys() == keys and all(isinstance(item, list) for item in column.values()):
+        column = [dict(zip(column, items, strict=False)) for items in zip(*column.values(), strict=False)]
+    if isinstance(column, list) and column and all(isinstance(item, dict) and keys <= item.keys() for item in column):
+        return column
+    return []
 
 
 def _by_annotator(responses: Any) -> dict[str, dict[str, Any]]:
@@ -133,8 +172,11 @@ def _argilla_ranks(value: Any, names: list[str]) -> dict[str, int] | None:
     keys = {_key(name): name for name in names}
     if isinstance(value, str):
         if _key(value) in keys:
-            return {name: 1 if name == keys[_key(value)] else 2 for name in names}
-        return dict.fromkeys(names, 1) if value.strip().lower() in TIES else None
+            chosen = keys[_key(value)]
+            return {name: 1 if name == chosen else 2 for name in _siblings(names, chosen) or names}
+        return dict.fromkeys(_siblings(names) or names, 1) if value.strip().lower() in TIES else None
+    if isinstance(value, dict) and isinstance(value.get("rank"), list) and isinstance(value.get("value"), list):
+        value = [{"rank": rank, "value": name} for rank, name in zip(value["rank"], value["value"], strict=False)]
     if not isinstance(value, list) or len(value) < 2:
         return None
     if all(isinstance(item, str) for item in value):
@@ -185,7 +227,8 @@ def label_studio_rows(task: Row) -> Iterator[Row]:
                 row = {"prompt": prompt, "completions": [texts[name] for name in ranks], "ranks": list(ranks.values())}
                 yield {**row, "annotator": _who(annotation), "comment": "\n".join(said)}
     if not found:
-        yield {"prompt": prompt} | ({"completions": list(texts.values())} if 2 <= len(texts) <= 9 else {})
+        answers = [texts[name] for name in _siblings(texts) or texts]
+        yield {"prompt": prompt} | ({"completions": answers} if 2 <= len(answers) <= 9 else {})
 
 
 def _item_text(item: Row) -> str:
@@ -206,8 +249,11 @@ def _who(annotation: Row) -> str:
 def _studio_ranks(result: Row, texts: dict[str, str]) -> dict[str, int | None] | None:
     """Name of the text -> rank; None where the result is about something else."""
     value = result["value"]
-    if isinstance(value.get("ranker"), dict):
-        buckets = {name: ids for name, ids in value["ranker"].items() if name != "_" and isinstance(ids, list)}
+    ranker = value.get("ranker")
+    if isinstance(ranker, list):  # before 1.8; later the list stands under the tag's name
+        ranker = {"": ranker}
+    if isinstance(ranker, dict):
+        buckets = {name: ids for name, ids in ranker.items() if name != "_" and isinstance(ids, list)}
         if len(buckets) != 1:
             raise InputError(f"the ranker has the groups {shown(list(buckets))}; only one list in order is a ranking")
         order = [str(name) for name in next(iter(buckets.values()))]
@@ -217,7 +263,7 @@ def _studio_ranks(result: Row, texts: dict[str, str]) -> dict[str, int | None] |
     if "selected" not in value and not isinstance(value.get("choices"), list):
         return None
     named = [name.strip() for name in str(result.get("to_name", "")).split(",")]
-    pair = named if len(named) == 2 and set(named) <= set(texts) else list(texts)
+    pair = named if len(named) == 2 and set(named) <= set(texts) else _siblings(texts) or list(texts)
     word = value.get("selected") or "".join(map(str, value.get("choices") or []))
     if len(pair) != 2:
         if "selected" not in value:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler.imports import Imported, Progress, import_file
+from labeler.imports import Imported, Progress, foreign, import_file
 from labeler.imports import columns as column_names
 from labeler.imports.background import Importer
 from labeler.imports.items import Item
@@ -261,8 +261,10 @@ def test_the_preview_shows_what_would_be_imported(tmp_path: Path) -> None:
 ARGILLA = {
     "id": "rec-1",
     "fields": {"prompt": "Why?", "response-1": "x", "response-2": "y", "response-3": "z"},
-    "metadata": {},
-    "suggestions": {"ranking": {"value": ["response-1"], "agent": "gpt"}},
+    "metadata": {"source": "a forum"},
+    "vectors": {},
+    "_server_id": "5f1b",
+    "suggestions": {"ranking": {"value": ["response-1"], "score": None, "agent": "gpt"}},
     "responses": {
         "ranking": [
             {"value": ["response-2", "response-1", "response-3"], "user_id": "u1"},
@@ -271,10 +273,21 @@ ARGILLA = {
         "comment": [{"value": "the second is honest", "user_id": "u1"}],
     },
 }
-FLAT = {
-    "id": "rec-2", "status": "completed", "prompt": "How?", "response-1": "x", "response-2": "y",
+FLAT = {  # to_list(flatten=True) and to_datasets: fields, metadata and vectors side by side
+    "id": "rec-2", "status": "completed", "inserted_at": None, "updated_at": None, "_server_id": "5f1c",
+    "prompt": "How?", "response-1": "x", "response-2": "y", "source": "a forum", "embedding": [0.1, 0.2],
     "best.responses": ["response-2", "response-1"], "best.responses.users": ["u1", "u2"],
     "best.responses.status": ["submitted", "discarded"], "best.suggestion": "response-1",
+    "best.suggestion.score": None, "best.suggestion.agent": None, "other.responses": None,
+}  # fmt: skip
+DATASET_1 = {  # version 1 on the Hugging Face Hub
+    "external_id": "rec-3", "metadata": "{}", "prompt": "Which?", "response-1": "x", "response-2": "y",
+    "ranking": [
+        {"user_id": "u1", "status": "submitted", "value": {"rank": [2, 1], "value": ["response-1", "response-2"]}},
+        {"user_id": "u2", "status": "discarded", "value": {"rank": [1, 2], "value": ["response-1", "response-2"]}},
+    ],
+    "why": {"user_id": ["u1"], "value": ["shorter"], "status": ["submitted"]},
+    "ranking-suggestion": None, "ranking-suggestion-metadata": {"agent": None},
 }  # fmt: skip
 OLD_ARGILLA = {
     "fields": {"instruction": "Who?", "response-1": "x", "response-2": "y"},
@@ -300,6 +313,29 @@ def test_argilla(workspace: Workspace, tmp_path: Path) -> None:
     assert said(workspace)[2:] == [("How?", ["x", "y"], [2, 1], "u1"), ("Who?", ["x", "y"], [2, 1], "u1")]
 
 
+def test_an_argilla_dataset_of_version_1(workspace: Workspace, tmp_path: Path) -> None:
+    unanswered = DATASET_1 | {"external_id": "rec-4", "prompt": "When?", "ranking": [], "why": []}
+    file = put(tmp_path / "hub.jsonl", unanswered, DATASET_1)
+    assert str(detect(file)) == "an Argilla export"
+    result = bring(workspace, file)
+    assert (result.rows, result.rankings, result.tasks) == (2, 1, 2)
+    assert said(workspace) == [("Which?", ["x", "y"], [2, 1], "u1")]
+
+
+@pytest.mark.parametrize(
+    ("names", "answers"),
+    [
+        (["answer_a", "answer_b", "source"], ["answer_a", "answer_b"]),
+        (["textA", "textB", "context"], ["textA", "textB"]),
+        (["response 1", "response 2", "response 3", "model_1", "model_2"], ["response 1", "response 2", "response 3"]),
+        (["chosen", "rejected"], []),
+        (["answer_1", "answer_2", "model_1", "model_2"], []),
+    ],
+)
+def test_answers_are_told_from_other_texts_by_their_numbers(names: list[str], answers: list[str]) -> None:
+    assert foreign._siblings(names) == answers
+
+
 def studio(value: dict[str, Any], data: dict[str, Any], **more: Any) -> dict[str, Any]:
     result = [{"from_name": "a", "to_name": "answer1,answer2", "type": "x", "value": value}]
     annotation = {"id": 1, "completed_by": 7, "was_cancelled": False, "result": result}
@@ -317,16 +353,57 @@ def test_label_studio(workspace: Workspace, tmp_path: Path) -> None:
                 studio({"selected": "left"}, pair, completed_by={"email": "a@b.c"}),
                 studio({"selected": "left"}, pair, was_cancelled=True, completed_by=9),
                 studio({"ranker": {"rank": ["iii", "i", "ii"]}}, {"prompt": "How?", "items": items}),
+                studio({"ranker": ["ii", "iii", "i"]}, {"prompt": "How?", "items": items}, completed_by=8),
             ]
         )
     )
     assert str(detect(file)) == "a Label Studio export"
-    assert bring(workspace, file).rankings == 3
+    assert bring(workspace, file).rankings == 4
     assert said(workspace) == [
         ("Why?", ["x", "y"], [2, 1], "label-studio-7"),
         ("Why?", ["x", "y"], [1, 2], "a@b.c"),
         ("How?", ["x", "y", "z"], [2, 3, 1], "label-studio-7"),
+        ("How?", ["x", "y", "z"], [3, 1, 2], "label-studio-8"),
     ]
+
+
+def test_label_studio_tags_that_are_named_otherwise_than_the_data(workspace: Workspace, tmp_path: Path) -> None:
+    data = {"prompt": "Why?", "source": "a forum", "text1": "x", "text2": "y"}
+    export = studio({"selected": "right"}, data)
+    export["annotations"][0]["result"][0]["to_name"] = "txt-1,txt-2"
+    person = {"id": 3, "first_name": "Ann", "last_name": "", "email": "ann@lab.example", "initials": "an"}
+    export["annotations"][0] |= {"completed_by": person, "lead_time": 4.2, "ground_truth": False, "result_count": 1}
+    export |= {"drafts": [], "predictions": [{"result": [], "score": None}], "meta": {}, "project": 1}
+    open_task = {"id": 2, "data": data | {"prompt": "How?"}, "annotations": [], "predictions": []}
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([export, open_task]))
+    assert bring(workspace, file).tasks == 2
+    assert said(workspace) == [("Why?", ["x", "y"], [2, 1], "ann@lab.example")]
+    sql = "SELECT group_concat(c.text) FROM task_completions AS tc JOIN completions AS c ON c.id = tc.completion_id"
+    assert scalar(workspace.store.db, f"{sql} WHERE tc.task_id = 2") == "x,y"
+
+
+def test_buckets_are_no_ranking_and_leave_nothing(workspace: Workspace, tmp_path: Path) -> None:
+    items = [{"id": "i", "body": "x"}, {"id": "ii", "body": "y"}]
+    good = [studio({"ranker": {"rank": ["ii", "i"]}}, {"prompt": f"{n}?", "items": items}) for n in range(2500)]
+    bad = studio({"ranker": {"_": ["i"], "relevant": ["ii"], "biased": []}}, {"prompt": "How?", "items": items})
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([*good, bad]))
+    with pytest.raises(InputError, match="only one list in order is a ranking"):
+        bring(workspace, file)
+    for table in ("prompts", "completions", "tasks", "assignments", "events", "in_force"):
+        assert scalar(workspace.store.db, f"SELECT count(*) FROM {table}") == 0, table
+
+
+def test_a_contradiction_with_what_is_stored_leaves_nothing_either(workspace: Workspace, tmp_path: Path) -> None:
+    """Every row is readable by itself: only writing the last one finds the id taken."""
+    rows_of_file = [{"id": f"r{n}", "prompt": f"{n}?", "chosen": "x", "rejected": "y"} for n in range(2500)]
+    file = put(tmp_path / "rows.jsonl", *rows_of_file, {"id": "r0", "prompt": "Another?"})
+    with pytest.raises(InputError, match=r"rows\.jsonl:2501: the prompt id 'r0' is taken"):
+        bring(workspace, file)
+    for table in ("prompts", "completions", "tasks", "assignments", "events", "in_force"):
+        assert scalar(workspace.store.db, f"SELECT count(*) FROM {table}") == 0, table
+    assert bring(workspace, file, on_error="skip").rankings == 2500
 
 
 @pytest.mark.parametrize(
