@@ -2,8 +2,8 @@
 
     python -m benchmarks.search_latency [--rows 20000] [--tries 10]
 
-A real app, a real Chromium, over made-up comparisons (those of benchmarks.million). Measured inside the page, from Enter
-in the search field to the frame after the new list is on screen. Prints one JSON object in ms.
+A real app, a real Chromium, over made-up comparisons (those of benchmarks.million). Measured inside the page, from
+Enter in the search field to the frame after the new list is on screen. Prints one JSON object in ms.
 """
 
 from __future__ import annotations
