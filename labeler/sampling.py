@@ -52,7 +52,7 @@ def create(
 
     They become the blind tasks of a new labeling project of that name (`project_of`), in the order of `prompt_ids`.
     checkpoint_ids: the base model's and policies'. settings: temperature, top_p, max_new_tokens and seed as in
-    `chat.Sampling`; what is left out keeps its default. overlap: how many people rank each task.
+    `chat.Sampling`; what is left out keeps its default (top_p: 1, as in training). overlap: people a task.
     Raises InputError, and leaves nothing behind, where the user may not or something of it cannot be.
     """
     if user.role not in SAMPLERS:
@@ -62,7 +62,7 @@ def create(
         raise InputError("a project's name needs 1 to 100 characters")
     _check_name(workspace.store, name)
     try:
-        sampling = Sampling(**dict(settings or {}))
+        sampling = Sampling(**{"top_p": 1.0, **(settings or {})})
     except TypeError:
         unknown = sorted(set(settings or {}) - set(asdict(Sampling())))
         raise InputError(f"unknown setting {', '.join(unknown)}; use {', '.join(asdict(Sampling()))}") from None

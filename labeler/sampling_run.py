@@ -2,7 +2,8 @@
 
 One base in memory, an adapter for each checkpoint. Some prompts at a time are answered by all checkpoints and become
 tasks in one transaction, so the store itself says what is done: killed anywhere and started again, it goes on with the
-prompts that have no task yet. A sample depends on the seed, the checkpoint, the prompt and its number alone.
+prompts that have no task yet. The random numbers of a sample depend on the seed, the checkpoint, the prompt and its
+number alone.
 """
 
 from __future__ import annotations
