@@ -67,7 +67,7 @@ def test_a_queue_ends_as_it_should(tmp_path: Path, tiny_model: Path) -> None:
     with jobs.together(workspace, owner) as batch:
         sft = batch.create("sft", SHORT)
         reward = batch.create("reward", SHORT | LONG)
-        short = {"batch_size": 2, "max_new_tokens": 4, "mini_batch_size": 2}
+        short = {"batch_size": 4, "max_new_tokens": 4}
         ppo = batch.create("ppo", SHORT | short, parent_job=sft, reward_job=reward)
         unwanted = batch.create("dpo", SHORT)
         dpo = batch.create("dpo", SHORT)

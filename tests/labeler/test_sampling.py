@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from data.records import InputError
-from labeler import jobs, sampling
+from labeler import jobs, sampling, sampling_run
 from labeler.chat import Chat
+from labeler.local_run import Status
 from labeler.prompts import add_prompt
 from labeler.store import Row, rows, scalar
 from labeler.tasks import next_assignment
@@ -75,9 +76,9 @@ def project_of(workspace: Workspace, job_id: str) -> int:
 
 
 def test_a_kill_in_the_middle_doubles_and_changes_nothing(workspace: Workspace) -> None:
-    prompts = questions(workspace, 48)
+    prompts = questions(workspace, 36)[::-1]
     owner = local_owner(workspace.store)
-    killed = ask(workspace, "Killed", prompts, max_new_tokens=12)
+    killed = ask(workspace, "Killed", prompts)
     worker = Worker(workspace)
     worker.tick()
     status = workspace.runs_folder / killed / "status.json"
@@ -117,28 +118,20 @@ def test_a_kill_in_the_middle_doubles_and_changes_nothing(workspace: Workspace) 
     assert scalar(workspace.store.db, "SELECT count(*) FROM completions WHERE source = 'sample'") == len(after)
 
     # another run, never stopped, says the same
-    whole = ask(workspace, "Whole", prompts, max_new_tokens=12)
-    assert carried_out(workspace, whole).state == "finished"
-    assert answers(workspace, project_of(workspace, whole)) == after
+    whole = ask(workspace, "Whole", prompts)
+    job = carried_out(workspace, whole)
+    assert job.result == {"tasks": 36, "completions": 144, "too_long": 0, "all_the_same": 0}
+    project = project_of(workspace, whole)
+    assert answers(workspace, project) == after
 
-
-def test_a_project_of_blind_tasks_that_remembers_how_each_answer_was_made(workspace: Workspace) -> None:
-    prompts = questions(workspace, 3)
-    job = carried_out(workspace, ask(workspace, "First sampling", prompts[::-1]))
-    assert job.result == {"tasks": 3, "completions": 12, "too_long": 0, "all_the_same": 0}
-    project = project_of(workspace, job.id)
+    # blind tasks in the order that was asked for, whose answers remember how they were made
     tasks = rows(workspace.store.db, "SELECT prompt_id FROM tasks WHERE project_id = ? ORDER BY id", [project])
-    assert [row["prompt_id"] for row in tasks] == prompts[::-1]
-    made = answers(workspace, project)
+    assert [row["prompt_id"] for row in tasks] == prompts
     base, dpo = workspace.base_checkpoint_id, checkpoint_ids(workspace)["dpo/0001 step 1"]
-    assert [row["checkpoint_id"] for row in made] == [base, base, dpo, dpo] * 3
-    assert [json.loads(row["sampling"])["sample"] for row in made[:4]] == [0, 1, 0, 1]
-    assert {name: json.loads(made[0]["sampling"])[name] for name in SETTINGS} == SETTINGS
-    assert all(1 <= row["num_tokens"] <= 6 for row in made)
-    owner = local_owner(workspace.store)
-    given = next_assignment(workspace.store, owner, project)
-    assert given is not None
-    assert not {"checkpoint", "model", "sampling"} & set(vars(given.completions[0]))
+    assert [row["checkpoint_id"] for row in after] == [base, base, dpo, dpo] * 36
+    assert [json.loads(row["sampling"])["sample"] for row in after[:4]] == [0, 1, 0, 1]
+    assert {name: json.loads(after[0]["sampling"])[name] for name in SETTINGS} == SETTINGS
+    assert all(1 <= row["num_tokens"] <= 6 for row in after)
 
 
 def test_what_all_answer_alike_is_no_task(workspace: Workspace) -> None:
@@ -152,9 +145,11 @@ def test_what_all_answer_alike_is_no_task(workspace: Workspace) -> None:
         2,
         SETTINGS | {"temperature": 0},
     )
-    job = carried_out(workspace, job_id)
-    assert job.state == "failed"
-    assert "no prompt got two different answers" in (job.error or "")
+    folder = workspace.runs_folder / job_id
+    with pytest.raises(InputError, match="no prompt got two different answers"):
+        sampling_run.run(folder, Status(folder, jobs.SAMPLE))
+    assert answers(workspace, project_of(workspace, job_id)) == []
+    jobs.request_stop(workspace.store, job_id)
 
 
 def test_what_cannot_be_sampled_is_refused_and_leaves_nothing_behind(workspace: Workspace) -> None:
