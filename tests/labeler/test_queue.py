@@ -27,8 +27,8 @@ from labeler.workspace import open_workspace
 Worker(open_workspace(Path(sys.argv[1]), sys.argv[2], seed_file=None), poll_seconds=0.05).start()
 time.sleep(1000)
 """
-LONG = {"max_steps": 400, "save_every": 20}
-"""Long enough to be killed on the way."""
+LONG = {"max_steps": 30, "save_every": 1}
+"""Long enough to be killed on the way, since saving takes time."""
 SHORT = {"max_steps": 2, "lora_rank": 2, "validation_fraction": 0}
 
 
@@ -110,7 +110,7 @@ def test_a_queue_ends_as_it_should(tmp_path: Path, tiny_model: Path) -> None:
         assert steps[-1] == LONG["max_steps"]
         config = json.loads((workspace.runs_folder / ppo / "config.json").read_text())
         assert config["from_checkpoint"].endswith(f"{sft}/checkpoints/step-000002")
-        assert config["reward_model"].endswith(f"{reward}/checkpoints/step-000400")
+        assert config["reward_model"].endswith(f"{reward}/checkpoints/step-000030")
         made = rows(store.db, "SELECT run_id, count(*) AS n FROM checkpoints WHERE run_id IS NOT NULL GROUP BY run_id")
         assert {row["run_id"] for row in made} == {sft, reward, ppo, dpo}
         assert not (workspace.runs_folder / unwanted / "log.txt").exists()
