@@ -579,3 +579,21 @@ def m012_undo(db: Database) -> None:
     """What was said from a program can be taken back in the Rank tab, too."""
     kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
     _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])
+
+
+@steps()
+def m008_queue(db: Database) -> None:
+    """Runs that wait for one another, in an order that people change; projects that a sampling run makes."""
+    _run(
+        db,
+        [
+            "ALTER TABLE jobs ADD COLUMN position INTEGER NOT NULL DEFAULT 0",  # the lowest that waits starts next
+            """UPDATE jobs SET position =
+                (SELECT count(*) FROM jobs AS o WHERE (o.queued_at, o.id) <= (jobs.queued_at, jobs.id))""",
+            "ALTER TABLE jobs ADD COLUMN parent_job TEXT REFERENCES jobs (id)",  # starts from its last checkpoint
+            "ALTER TABLE jobs ADD COLUMN reward_job TEXT REFERENCES jobs (id)",  # is rewarded by its last checkpoint
+            "ALTER TABLE jobs ADD COLUMN stopped_by TEXT REFERENCES jobs (id)",  # the run whose end cancelled this one
+            "ALTER TABLE projects ADD COLUMN job_id TEXT REFERENCES jobs (id)",  # the sampling run that fills it
+            "CREATE UNIQUE INDEX projects_job ON projects (job_id) WHERE job_id IS NOT NULL",
+        ],
+    )

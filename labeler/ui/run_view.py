@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import checkpoints, jobs, worker
+from labeler import checkpoints, jobs, sampling, worker
 from labeler.jobs import Job
 from labeler.store import one
 from labeler.ui import page, plots
@@ -234,7 +234,7 @@ def data_line(workspace: Workspace, job: Job) -> str:
     """ "412 comparisons (a1b2c3d4)": what the run's snapshot holds and the beginning of its hash."""
     row = one(workspace.store.db, "SELECT kind, counts, sha256 FROM snapshots WHERE id = ?", [job.snapshot_id])
     if row is None:
-        return "unknown data"
+        return sampling.describe(workspace, job.config) if job.method == jobs.SAMPLE else "unknown data"
     counts = json.loads(row["counts"])
     number = counts.get("comparisons", counts.get("rows", 0))
     noun = {"preferences": "comparison", "demonstrations": "demonstration", "prompts": "prompt"}[row["kind"]]
@@ -242,7 +242,7 @@ def data_line(workspace: Workspace, job: Job) -> str:
 
 
 def _no_curves(job: Job) -> str:
-    if job.method == jobs.SELECT:
+    if job.method in jobs.LOCAL:
         return ""
     if job.state == "running":
         return '<p class="empty">Curves appear with the first step. Loading the model comes first.</p>'

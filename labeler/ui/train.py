@@ -11,7 +11,7 @@ import gradio as gr
 from data.records import InputError
 from labeler import checkpoints, form, jobs, snapshots
 from labeler.store import scalar
-from labeler.ui import page
+from labeler.ui import page, queue, recipes
 from labeler.ui.run_view import RunView, notice
 from labeler.workspace import Workspace
 from training.config import METHODS
@@ -30,7 +30,8 @@ assert {value for _, value in METHOD_CHOICES} == set(METHODS)
 
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
-    page.html("<h2>New run</h2>")
+    recipe = recipes.build(workspace)
+    page.html("<h2>One run, with settings of your own</h2>")
     method = gr.Radio(
         METHOD_CHOICES,
         value="reward",
@@ -57,6 +58,9 @@ def build(workspace: Workspace) -> None:
     with gr.Row(elem_classes="start-row"):
         start = gr.Button("Start", variant="primary", scale=0, min_width=160, elem_id="train-start")
         problem = page.html(elem_id="train-problem")
+    line = page.html(js_on_load=queue.ACT, elem_id="train-queue")
+    queue_said = page.html(elem_id="train-queue-said")
+    line_seen: Any = gr.State("")  # the queue as this page shows it
     waiting = page.html(elem_id="train-waiting")
     view = RunView(workspace)
     shown = gr.State("")  # the run that Stop and Resume mean
@@ -106,9 +110,25 @@ def build(workspace: Workspace) -> None:
         told = f"Added as {checkpoints.run_label(job_id)}. Watch it below."
         return notice(told, "info"), gr.update(interactive=False)
 
-    def look(seen: Any, request: gr.Request) -> list[Any]:
+    def look(before: str, seen: Any, request: gr.Request) -> list[Any]:
         job = current(workspace)
-        return [job.id if job else "", waiting_line(workspace), *view.updates(job, seen)]
+        drawn = queue.panel(workspace)
+        changed = gr.skip() if drawn == before else drawn
+        return [drawn, changed, job.id if job else "", waiting_line(workspace), *view.updates(job, seen)]
+
+    def press(request: gr.Request, event: gr.EventData) -> list[Any]:
+        said, pickers = "", [gr.skip()] * 3
+        values: dict[str, list[Any]] = {name: [gr.skip()] * len(fields[name]) for name in order}
+        try:
+            user = page.trainer(request, workspace)
+            if event.act == "copy":
+                job = jobs.get(workspace.store, str(event.run))
+                said, pickers, values[job.method] = queue.filled(workspace, job)
+            else:
+                said = notice(queue.act(workspace, user, str(event.run), str(event.act)), "info")
+        except InputError as error:
+            said = notice(str(error))
+        return [said, *pickers, *(value for name in order for value in values[name])]
 
     def rest() -> Any:
         time.sleep(1)  # a double click must not start two runs
@@ -122,12 +142,15 @@ def build(workspace: Workspace) -> None:
         for knob, field in zip(form.fields(METHODS[name]), fields[name], strict=True):
             if knob.name == "validation_fraction":
                 field.change(facts, [method, *flat], data, **page.QUIET)
-    live = [shown, waiting, *view.outputs]
+    known = [line_seen, view.seen]
+    live = [line_seen, line, shown, waiting, *view.outputs]
     started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")
-    started.then(look, view.seen, live, **page.QUIET).then(rest, None, start, **page.QUIET)
+    started.then(look, known, live, **page.QUIET).then(rest, None, start, **page.QUIET)
+    recipe.then(look, known, live, **page.QUIET)
+    line.select(press, None, [queue_said, *chosen], **page.QUIET).then(look, known, live, **page.QUIET)
     view.on_buttons(shown, problem)
-    page.on_show(look, [view.seen], live)
-    gr.Timer(TICK_SECONDS).tick(look, view.seen, live, queue=False, **page.QUIET)
+    page.on_show(look, known, live)
+    gr.Timer(TICK_SECONDS).tick(look, known, live, queue=False, **page.QUIET)
 
 
 def current(workspace: Workspace) -> jobs.Job | None:
@@ -135,25 +158,24 @@ def current(workspace: Workspace) -> jobs.Job | None:
     running = jobs.list_jobs(workspace.store, ["running"])
     if running:
         return running[0]
-    queue = jobs.queue(workspace.store)
-    if queue:
-        return queue[0]
+    next_up = jobs.queue(workspace.store)
+    if next_up:
+        return next_up[0]
     newest = jobs.list_jobs(workspace.store)
     return newest[0] if newest else None
 
 
 def waiting_line(workspace: Workspace) -> str:
     """The heading of the lower half: what is shown below and what waits behind it."""
-    queue = jobs.queue(workspace.store)
     job = current(workspace)
     if job is None:
         return '<p class="empty">No run yet. Choose a method above and press Start; its curves appear here.</p>'
     title = {"running": "Running now", "queued": "Starts next"}.get(job.state, "Last run")
-    behind = [waiting for waiting in queue if waiting.id != job.id]
+    behind = [waiting for waiting in jobs.queue(workspace.store) if waiting.id != job.id]
     line = ""
     if behind:
         names = ", ".join(escape(waiting.label) for waiting in behind)
-        line = f'<p class="meta">Waiting behind it: {names}. Cancel them in Runs.</p>'
+        line = f'<p class="meta">Waiting behind it: {names}. Their order can be changed in the queue.</p>'
     return f"<h2>{title}</h2>{line}"
 
 

@@ -1,0 +1,138 @@
+"""The queue as people change it: what waits and in which order, and the runs that ended last, to try them again."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from data.records import InputError
+from labeler import checkpoints, form, jobs, queueing
+from labeler.jobs import Job
+from labeler.ui import page
+from labeler.ui.run_view import chip, data_line, notice
+from labeler.users import User
+from labeler.workspace import Workspace
+from training.config import METHODS
+
+RECENT = 5
+"""How many runs that have ended are listed."""
+
+# The list is redrawn at every change, so one listener serves all buttons, and the pressed one gets the focus back.
+ACT = """
+let pressed = null;
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (!button) return;
+  pressed = {...button.dataset};  // Gradio may change the button into another one
+  trigger('select', {run: pressed.run, act: pressed.act});
+});
+document.addEventListener('pointerdown', () => { pressed = null; });
+document.addEventListener('keydown', event => { if (event.key === 'Tab') pressed = null; });
+new MutationObserver(() => {
+  const at = document.activeElement;
+  if (!pressed || (at !== document.body && !element.contains(at))) return;
+  element.querySelector(`[data-run="${pressed.run}"][data-act="${pressed.act}"]`)?.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true, attributes: true});
+"""
+
+
+def act(workspace: Workspace, user: User, job_id: str, what: str) -> str:
+    """Do what a button says; what was done, for people. Raises InputError."""
+    label = jobs.get(workspace.store, job_id).label
+    if what in ("up", "down"):
+        queueing.move(workspace.store, job_id, -1 if what == "up" else 1)
+        return ""
+    if what == "cancel":
+        jobs.request_stop(workspace.store, job_id)
+        return f"Took {label} off the queue. Resume puts it back."
+    if what == "resume":
+        jobs.resume(workspace, job_id)
+        return f"{label} waits again."
+    if what == "retry":
+        new = checkpoints.run_label(queueing.retry(workspace, user, job_id))
+        return f"Added {new}: the settings and labels of {label} from the start."
+    raise InputError(f"there is no button {what!r}; reload the page")
+
+
+def panel(workspace: Workspace) -> str:
+    """HTML; "" where there was never a run."""
+    queue = jobs.queue(workspace.store)
+    ended = [job for job in jobs.list_jobs(workspace.store) if job.state not in jobs.OPEN_STATES]
+    ended.sort(key=lambda job: -(job.finished_at or 0))
+    parts = []
+    if queue:
+        rows = "".join(_waiting(workspace, job, place, len(queue)) for place, job in enumerate(queue))
+        parts.append(f"<h3>Waiting</h3><ol>{rows}</ol>")
+    if ended:
+        rows = "".join(_ended(workspace, job) for job in ended[:RECENT])
+        parts.append(f"<h3>Ended last</h3><ul>{rows}</ul>")
+    inside = "".join(parts)
+    return f'<section class="queue" aria-label="Queue"><h2>Queue</h2>{inside}</section>' if inside else ""
+
+
+def _waiting(workspace: Workspace, job: Job, place: int, count: int) -> str:
+    buttons = [
+        _button(job, "up", "↑", f"Move {job.label} up", disabled=place == 0),
+        _button(job, "down", "↓", f"Move {job.label} down", disabled=place == count - 1),
+        _button(job, "cancel", "Cancel", f"Cancel {job.label}"),
+    ]
+    needs = " and ".join(checkpoints.run_label(need) for need in job.needs if _open(workspace, need))
+    about = [data_line(workspace, job), *([f"waits for {needs}"] if needs else [])]
+    return _row(job, " · ".join(about), buttons)
+
+
+def _ended(workspace: Workspace, job: Job) -> str:
+    buttons = []
+    if job.state in jobs.RESUMABLE_STATES:
+        buttons.append(_button(job, "resume", "Resume", f"Resume {job.label}"))
+        buttons.append(_button(job, "retry", "Try anew", f"Try {job.label} anew"))
+    if job.method in METHODS:
+        buttons.append(_button(job, "copy", "Change and start", f"Copy the settings of {job.label} into the form"))
+    return _row(job, job.error or data_line(workspace, job), buttons, chip(job.state))
+
+
+def _open(workspace: Workspace, job_id: str) -> bool:
+    return jobs.get(workspace.store, job_id).state in jobs.OPEN_STATES
+
+
+def _row(job: Job, about: str, buttons: list[str], state: str = "") -> str:
+    return (
+        f'<li><span class="queue-run"><b>{escape(job.label)}</b> {state}</span>'
+        f'<span class="queue-about">{escape(about)}</span><span class="queue-buttons">{"".join(buttons)}</span></li>'
+    )
+
+
+def _button(job: Job, what: str, text: str, label: str, disabled: bool = False) -> str:
+    rest = " disabled" if disabled else ""
+    return (
+        f'<button type="button" data-run="{escape(job.id)}" data-act="{what}" aria-label="{escape(label)}"{rest}>'
+        f"{escape(text)}</button>"
+    )
+
+
+def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
+    """The form as it was for this run: what to say; updates of method, parent and reward model; its fields' values.
+
+    Raises InputError where the run has no form.
+    """
+    if job.method not in METHODS:
+        raise InputError(f"{job.label} has no form; start it again where it was asked for")
+    policies, scorers = checkpoints.choices(workspace), checkpoints.choices(workspace, ["reward"])
+    parent = page.keep_choice(policies, job.parent_checkpoint_id, None)
+    reward = page.keep_choice(scorers, job.reward_checkpoint_id, None)
+    said = f"The form holds the settings of {job.label}. It will learn from the labels there are when you press Start."
+    if parent is None or (reward is None and job.reward_checkpoint_id is not None):
+        said += " A checkpoint that it used is gone: choose another one."
+    pickers = [
+        gr.update(value=job.method),
+        gr.Dropdown(policies, value=parent or workspace.base_checkpoint_id),
+        gr.Dropdown(scorers, value=reward),
+    ]
+    knobs = form.fields(METHODS[job.method])
+    values = [
+        "" if knob.type is str and job.config.get(knob.name) is None else job.config.get(knob.name, knob.default)
+        for knob in knobs
+    ]
+    return notice(said, "info"), pickers, values
