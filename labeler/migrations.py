@@ -572,3 +572,18 @@ def m006_tokens(db: Database) -> None:
 def m007_adjudications(db: Database) -> None:
     """Which tasks a lead has settled is asked for every snapshot."""
     _run(db, ["CREATE INDEX assignments_adjudicate ON assignments (task_id) WHERE purpose = 'adjudicate'"])
+
+
+@steps()
+def m009_checkpoints(db: Database) -> None:
+    """Checkpoints have notes and tags, leave the choosers, and are deleted without their name being lost."""
+    _run(
+        db,
+        [
+            "ALTER TABLE checkpoints ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE checkpoints ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
+            "ALTER TABLE checkpoints ADD COLUMN archived_at REAL",
+            "ALTER TABLE checkpoints ADD COLUMN deleted_at REAL",  # the files are gone, the row stays
+            "CREATE INDEX checkpoints_parent ON checkpoints (parent_id)",
+        ],
+    )
