@@ -1,8 +1,8 @@
 """Checkpoints from elsewhere: an adapter or a whole model, as a zip or as its files.
 
-Weights are read as safetensors alone: a pickle can run code when it is loaded. Only the files of a model are taken over; an
-adapter's configuration is written anew from the fields that we know, and its tokenizer is the base's. What is staged here is loaded
-once by a process of its own (`checkpoint_run`) before it is registered.
+Weights are read as safetensors alone: a pickle can run code when it is loaded. Only the files of a model are taken
+over; an adapter's configuration is written anew from the fields that we know, and its tokenizer is the base's. What is
+staged here is loaded once by a process of its own (`checkpoint_run`) before it is registered.
 """
 
 from __future__ import annotations

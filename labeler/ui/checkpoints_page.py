@@ -130,7 +130,7 @@ def dependents_html(workspace: Workspace, checkpoint: Checkpoint) -> str:
     found = registry.dependents(workspace.store.db, checkpoint.id)
     return (
         f"<p>What rests on it: {text(str(found))}.</p><p class='muted'>All of that stays, and so does its name. Its "
-        "files go: nobody can chat with it, train from it, or resume a run that starts from it or is rewarded by it.</p>"
+        "files go: nobody can chat with it, train from it, or resume a run that starts from or learns by it.</p>"
     )
 
 
