@@ -173,7 +173,7 @@ def _prompts(config: Config) -> tuple[list[Any], bool]:
         found, held = [evaluation.prompt_of(r) for r in evaluation.held_out(config["run"], config["data_kind"])], True
     except InputError:
         db = Store(Path(config["workspace"]) / DATABASE_NAME).db
-        sql = "SELECT messages FROM prompts ORDER BY content_hash LIMIT ?"
+        sql = """SELECT messages FROM prompts WHERE source NOT IN ('chat', 'compare') ORDER BY content_hash LIMIT ?"""
         found, held = [json.loads(row["messages"]) for row in rows(db, sql, [most])], False
     unique = list({json.dumps(prompt): prompt for prompt in found}.values())[:most]
     if not unique:

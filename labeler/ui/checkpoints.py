@@ -39,7 +39,6 @@ def build(workspace: Workspace) -> None:
     table = page.html(js_on_load=PICK, elem_id="checkpoints-table")
     said = page.html(elem_id="checkpoint-said")
     details = Details(workspace)
-    # the page's links to other checkpoints choose them as the drawing does
     evaluation = Evaluation(workspace)
     files = Files(workspace)
     imports = Import(workspace)
@@ -97,21 +96,22 @@ def build(workspace: Workspace) -> None:
         drawn = event.then(show, known, shown, **page.QUIET)
         drawn.then(look, watched, live, **page.QUIET)
 
-    for widget in (drawing, table, details.head):
+    for widget in (drawing, table, details.head):  # its page links to other checkpoints
         redraw(widget.select(pick, None, [chosen, said], **page.QUIET))
     for field in filters:
         redraw(field.change(lambda: None, None, None, **page.QUIET))
     for event in details.listen(chosen, said):
         redraw(event)
-    for event in (*evaluation.listen(chosen, said), *files.listen(chosen, said), imports.listen()):
-        event.then(look, watched, live, **page.QUIET)
-    done = gr.Textbox(visible=False)
+    done = gr.Textbox(visible=False)  # the id of what an import has made
 
     def ended(key: str) -> str:
         return str(imports.look(key)[2] or "")
 
-    ticked = timer.tick(look, watched, live, queue=False, **page.QUIET)
-    ticked.then(ended, imports.key, done, queue=False, **page.QUIET)
+    working = (*evaluation.listen(chosen, said), *files.listen(chosen, said), imports.listen())
+    looks = [event.then(look, watched, live, **page.QUIET) for event in working]
+    looks.append(timer.tick(look, watched, live, queue=False, **page.QUIET))
+    for looked in looks:
+        looked.then(ended, imports.key, done, queue=False, **page.QUIET)
     redraw(done.change(lambda made, current: int(made) if made else current, [done, chosen], chosen, **page.QUIET))
     page.on_show(show, known, shown)
     page.on_show(look, watched, live)
@@ -123,9 +123,11 @@ def _first(workspace: Workspace, every: list[Checkpoint]) -> Checkpoint:
     return usable[-1] if usable else checkpoints.get(workspace.store, workspace.base_checkpoint_id)
 
 
-def matching(workspace: Workspace, every: list[Checkpoint], words: str, kind: str, hidden: bool) -> list[Checkpoint]:
+def matching(
+    workspace: Workspace, every: list[Checkpoint], words: str | None, kind: str, hidden: bool
+) -> list[Checkpoint]:
     """Those that are asked for, the newest first."""
-    wanted = words.lower().split()
+    wanted = (words or "").lower().split()
     found = []
     for checkpoint in reversed(every):
         said = " ".join((checkpoint.name, checkpoint.note, *checkpoint.tags)).lower()

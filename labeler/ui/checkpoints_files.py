@@ -130,7 +130,7 @@ class Files:
 
         def push(checkpoint_id: int, repository: str, private: bool, request: gr.Request) -> str:
             def act() -> str:
-                checkpoint_actions.push(workspace, checkpoint_id, repository, private)
+                checkpoint_actions.push(workspace, checkpoint_id, repository or "", private)
                 return "Pushing in the background; you may go on."
 
             return attempt(request, workspace, act)
@@ -175,7 +175,7 @@ class Import:
 
             def act() -> str:
                 files = [Path(path) for path in paths or []]
-                keys[0] = checkpoint_actions.bring_in(self.workspace, files, name)
+                keys[0] = checkpoint_actions.bring_in(self.workspace, files, name or "")
                 return "Checked; it is being loaded once."
 
             said = attempt(request, self.workspace, act)

@@ -95,7 +95,7 @@ class Details:
 
         def save(checkpoint_id: int, name: str, note: str, tags: str, request: gr.Request) -> str:
             def act() -> str:
-                registry.edit(workspace.store, checkpoint_id, name, note, tags)
+                registry.edit(workspace.store, checkpoint_id, name or "", note or "", tags or "")
                 return "Saved."
 
             return attempt(request, workspace, act)
@@ -111,7 +111,7 @@ class Details:
         def delete(checkpoint_id: int, typed: str, request: gr.Request) -> str:
             def act() -> str:
                 found = checkpoints.get(workspace.store, checkpoint_id)
-                if typed.strip() != found.name:
+                if (typed or "").strip() != found.name:
                     raise InputError(f"type {found.name} to confirm; nothing was deleted")
                 registry.delete(workspace, checkpoint_id)
                 return f"The files of {found.name} are deleted; its name stays in the history."

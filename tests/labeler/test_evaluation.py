@@ -15,7 +15,7 @@ from data.records import InputError, Prompt, Ranking
 from labeler import evaluation
 from labeler.evaluation import Pair, pairs_of, reward_report
 from labeler.rankings import record_comparison
-from labeler.users import add_user, local_owner
+from labeler.users import ensure_user, local_owner
 from tests.labeler.studio import QUESTION, small_workspace
 from training.losses import calibration_error
 
@@ -103,8 +103,8 @@ def test_votes_between_two_checkpoints(tmp_path: Path) -> None:
     store, base = workspace.store, workspace.base_checkpoint_id
     with store.write() as db:
         db.execute("INSERT INTO checkpoints (name, kind, base_model) VALUES ('a', 'policy', 'x'), ('b', 'policy', 'x')")
+        ann = ensure_user(db, "ann", "annotator")
     first, second = base + 1, base + 2
-    ann = add_user(store, "ann", "annotator")
     votes = [(1, 2, False), (2, 1, False), (1, 1, False), (1, 2, False), (None, None, True)]
     for number, (ours, theirs, bad) in enumerate(votes):
         sides = [("ours", first, {}), ("theirs", second, {}), ("base", base, {})]
