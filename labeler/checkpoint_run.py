@@ -49,14 +49,14 @@ class Status:
     def training(self, message: str, command: str, **flags: Any) -> None:
         """Run `python -m training COMMAND`; None leaves a flag out, True gives it without a value.
 
-        Raises InputError with the command's own last line where it fails.
+        Raises InputError with the command's own reason where it fails.
         """
         self.write("running", message)
         words = [*jobs.PROGRAM, command, "--num-threads", str(self.config["num_threads"])]
         for name, value in flags.items():
             if value is not None:
                 words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        last = ""
+        last = failure = ""
         with subprocess.Popen(
             words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as child:
@@ -64,10 +64,12 @@ class Status:
             for line in child.stderr:
                 sys.stderr.write(line)
                 last = line.strip() or last
+                if line.startswith("error: "):  # its reason may go on for several lines
+                    failure = line.removeprefix("error: ").partition(" (Error(s) in loading")[0].strip()
                 if found := PROGRESS.fullmatch(line.strip()):
                     self.count(message, int(found["done"]), int(found["total"]))
         if child.returncode:
-            raise InputError(last.removeprefix("error: ") or f"it ended with exit status {child.returncode}")
+            raise InputError(failure or last or f"it ended with exit status {child.returncode}")
 
 
 def main() -> int:
@@ -197,6 +199,9 @@ def bring_in(folder: Path, config: Config, status: Status) -> Config:
                             output=folder / "probed.jsonl", **flags)  # fmt: skip
         workspace = open_workspace(config["workspace"], config["base_model"], seed_file=None)
         made = checkpoint_imports.register(workspace, staged, kind, config["name"])
+    except InputError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise InputError(str(error).replace(str(staged), "what was chosen")) from None
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

@@ -41,6 +41,7 @@ def build(workspace: Workspace) -> None:
     details = Details(workspace)
     evaluation = Evaluation(workspace)
     files = Files(workspace)
+    details.build_delete()
     imports = Import(workspace)
     chosen: Any = gr.State(None)
     seen: Any = gr.State("")  # what the works' part shows, so that a look at the same sends nothing

@@ -107,7 +107,8 @@ def report_html(workspace: Workspace, checkpoint: Checkpoint) -> str:
             "it was not trained on.</p>"
         )  # fmt: skip
     measured = policy_html(found) if found else (
-        '<p class="empty">Not measured against its parent yet. Evaluate it: both answer the same prompts, and a reward '
+        '<h4>Against its parent, by a reward model</h4>'
+        '<p class="empty">Not measured yet. Evaluate it: both answer the same prompts, and a reward '
         "model scores the answers.</p>"
     )  # fmt: skip
     return run_html(checkpoint) + votes_html(workspace, checkpoint) + measured

@@ -63,6 +63,9 @@ class Details:
             with gr.Row(elem_classes="start-row"):
                 self.save = gr.Button("Save", variant="primary", scale=0, min_width=120, elem_id="checkpoint-save")
                 self.archive = gr.Button("Archive", scale=0, min_width=140, elem_id="checkpoint-archive")
+
+    def build_delete(self) -> None:
+        """The form that deletes, to stand below everything else; call it before `outputs` are used."""
         with gr.Accordion("Delete", open=False, visible=False, elem_id="checkpoint-delete") as self.fold:
             self.rests = page.html(elem_id="checkpoint-dependents")
             self.confirm = gr.Textbox(label="Type the name once more", elem_id="checkpoint-confirm")

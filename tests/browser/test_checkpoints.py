@@ -104,12 +104,6 @@ def test_a_checkpoint_from_its_lineage_to_its_end(app: App, page: Page, tmp_path
     expect(page.locator("#checkpoint-head h3")).to_have_text("from elsewhere", timeout=WORK_MS)
     expect(nodes).to_have_count(4)
 
-    # the merged model, prepared in the background
-    page.locator("#checkpoint-merge").click()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download the merged model").click(timeout=WORK_MS)
-    assert download.value.suggested_filename == "from-elsewhere-merged.zip"
-
     # archived: not offered in Chat; brought back by the same button
     page.locator("#checkpoint-archive").click()
     expect(page.locator("#checkpoint-said")).to_contain_text("Archived")
