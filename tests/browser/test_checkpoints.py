@@ -15,7 +15,7 @@ from tests.browser.conftest import App
 from tests.browser.screenshots import open_tab
 from tests.labeler.trained import POLICY, REWARD, trained_workspace
 
-WORK_MS = 120_000
+WORK_MS = 300_000
 HOSTILE = '<img src=x onerror="window.hacked = 1">${window.hacked = 2}{{x}}'
 
 
