@@ -12,7 +12,7 @@ from labeler.agreement import Figure
 from labeler.checkpoints import Checkpoint
 from labeler.ui import page, plots
 from labeler.ui.checkpoints_files import progress
-from labeler.ui.checkpoints_graph import text
+from labeler.ui.checkpoints_graph import neutral, text
 from labeler.ui.checkpoints_page import attempt
 from labeler.ui.markdown import render
 from labeler.ui.quality_view import number, share
@@ -186,17 +186,12 @@ def _sample(found: dict[str, Any], parent: str) -> str:
     asked = " ".join(str(found["prompt"][-1]["content"]).split())[:300]
     sides = "".join(
         f'<article class="side"><header><span class="name">{text(name)}</span><span class="chip">score '
-        f'{plots.number(score)}</span></header><div class="answer markdown" dir="auto">{_safe(render(words))}</div>'
+        f'{plots.number(score)}</span></header><div class="answer markdown" dir="auto">{neutral(render(words))}</div>'
         "</article>"
         for name, words, score in zip(("this checkpoint", parent), (found["ours"], found["parents"]), found["scores"],
                                       strict=True)
     )  # fmt: skip
     return f'<p class="asked"><b>Prompt</b> {text(asked)}</p><div class="sides sides-2">{sides}</div>'
-
-
-def _safe(drawn: str) -> str:
-    """Sanitised HTML in a widget whose HTML Gradio evaluates as a template."""
-    return drawn.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
 def reward_html(found: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from labeler import checkpoint_actions, checkpoint_work, jobs, packages
 from labeler.checkpoint_work import Work
 from labeler.checkpoints import Checkpoint
 from labeler.ui import page
-from labeler.ui.checkpoints_graph import text
+from labeler.ui.checkpoints_graph import neutral, text
 from labeler.ui.checkpoints_page import attempt
 from labeler.ui.run_view import notice
 from labeler.workspace import Workspace
@@ -32,7 +32,7 @@ def progress(work: Work | None, doing: str, done: Callable[[Work], str]) -> str:
     if work.state == "finished":
         return done(work)
     if work.state != "running":
-        return notice(f"{doing} was not done: {work.message}.".replace("..", "."))
+        return neutral(notice(f"{doing} was not done: {work.message.rstrip('.')}."))
     seconds = jobs.duration(time.time() - work.started_at)
     share = f" · {100 * work.done // work.total}%" if work.done is not None and work.total else ""
     width = f' style="width: {100 * work.done / work.total:.0f}%"' if work.done is not None and work.total else ""
@@ -73,7 +73,7 @@ class Files:
         try:
             parts = packages.adapter_parts(self.workspace, checkpoint)
         except InputError as error:
-            return [gr.update(visible=True), notice(f"{error}.", "info"), gr.update(visible=False),
+            return [gr.update(visible=True), neutral(notice(f"{error}.", "info")), gr.update(visible=False),
                     gr.update(interactive=False)]  # fmt: skip
         count = sum(part.stat().st_size if isinstance(part, Path) else len(part) for part in parts.values())
         link = (
@@ -99,7 +99,7 @@ class Files:
         drawn = [
             progress(merging, "The merged model", lambda work: self._merged(checkpoint)),
             gr.update(visible=busy),
-            progress(pushing, "The push", lambda work: notice(f"Pushed to {work.result.get('url')}.", "info")),
+            progress(pushing, "The push", lambda work: neutral(notice(f"Pushed to {work.result.get('url')}.", "info"))),
         ]
         return drawn, busy or (pushing is not None and pushing.state == "running")
 

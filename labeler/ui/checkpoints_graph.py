@@ -50,7 +50,12 @@ watch('value', () => {
 
 def text(value: str) -> str:
     """Escaped for HTML, and for the template that Gradio evaluates a widget's HTML as."""
-    return escape(value).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
+    return neutral(escape(value))
+
+
+def neutral(html: str) -> str:
+    """HTML of ours that may quote people, kept from being evaluated as a template."""
+    return html.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
 def graph(workspace: Workspace, chosen: int | None, hidden: bool = False) -> str:

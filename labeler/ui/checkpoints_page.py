@@ -16,7 +16,7 @@ from labeler.auth import current_user
 from labeler.checkpoints import Checkpoint
 from labeler.store import explain
 from labeler.ui import page
-from labeler.ui.checkpoints_graph import KINDS, PICK, state_of, text
+from labeler.ui.checkpoints_graph import KINDS, PICK, neutral, state_of, text
 from labeler.ui.data import KEEPERS
 from labeler.ui.run_view import notice
 from labeler.users import User
@@ -41,10 +41,10 @@ def attempt(request: gr.Request, workspace: Workspace, act: Callable[[], str]) -
     """Do it for a researcher; what was done, or why not, as HTML to stand beside the button."""
     try:
         page.trainer(request, workspace)
-        return notice(act(), "info")
+        return neutral(notice(act(), "info"))
     except InputError as error:
-        said = str(error)
-        return notice(f"{said[:1].upper()}{said[1:]}.".replace("..", "."))
+        said = str(error).rstrip(".")
+        return neutral(notice(f"{said[:1].upper()}{said[1:]}."))
     except sqlite3.Error as error:
         return notice(f"Could not be saved: {explain(error)}.")
 
