@@ -23,7 +23,8 @@ CHAT_KINDS = ("base", "policy")
 class Checkpoint:
     """A model somebody can talk to (`base`, `policy`) or that gives scores (`reward`).
 
-    `path` is relative to the workspace and None for the base model.
+    `path` is relative to the workspace and None for the base model. An archived one is not offered any more; of a
+    deleted one only this row is left, so that history keeps its names.
     """
 
     id: int
@@ -36,10 +37,14 @@ class Checkpoint:
     parent_id: int | None
     manifest: dict[str, Any]
     created_at: float
+    note: str = ""
+    tags: tuple[str, ...] = ()
+    archived_at: float | None = None
+    deleted_at: float | None = None
 
 
 def _from_row(row: Row) -> Checkpoint:
-    return Checkpoint(**{**row, "manifest": json.loads(row["manifest"])})
+    return Checkpoint(**{**row, "manifest": json.loads(row["manifest"]), "tags": tuple(json.loads(row["tags"]))})
 
 
 def get(store: Store, checkpoint_id: int) -> Checkpoint:
@@ -55,19 +60,37 @@ def folder(workspace: Workspace, checkpoint: Checkpoint) -> Path | None:
     if checkpoint.path is None:
         return None
     path = (workspace.folder / checkpoint.path).resolve()
-    if not (path / "manifest.json").is_file():
+    if checkpoint.deleted_at is not None:
+        raise InputError(f"{checkpoint.name} was deleted; choose another checkpoint")
+    if not present(workspace, checkpoint):
         raise InputError(f"the files of {checkpoint.name} are gone from {path}; choose another checkpoint")
     return path
 
 
-def list_checkpoints(workspace: Workspace, kinds: Sequence[str] = CHAT_KINDS) -> list[Checkpoint]:
-    """Those of the workspace's base model that can still be loaded (old ones are pruned from disk): the base model
-    first, then the newest first."""
+def present(workspace: Workspace, checkpoint: Checkpoint) -> bool:
+    """Whether it can be loaded: its files are there (old ones are pruned from disk), or it is a base model."""
+    if checkpoint.path is None:
+        return True
+    path = workspace.folder / checkpoint.path
+    # a whole model from elsewhere has a config.json instead of our manifest
+    return checkpoint.deleted_at is None and any((path / n).is_file() for n in ("manifest.json", "config.json"))
+
+
+def list_checkpoints(
+    workspace: Workspace, kinds: Sequence[str] = CHAT_KINDS, archived: bool = False
+) -> list[Checkpoint]:
+    """Those of the workspace's base model that can still be loaded and, unless asked for, are not archived: the base
+    model first, then the newest first."""
     marks = ", ".join("?" for _ in kinds)
     sql = f"""SELECT * FROM checkpoints WHERE kind IN ({marks}) AND base_model = ?
         ORDER BY kind = 'base' DESC, created_at DESC, id DESC"""
     found = [_from_row(row) for row in rows(workspace.store.db, sql, [*kinds, workspace.base_model])]
-    return [c for c in found if c.path is None or (workspace.folder / c.path / "manifest.json").is_file()]
+    return [c for c in found if (archived or c.archived_at is None) and present(workspace, c)]
+
+
+def every(store: Store) -> list[Checkpoint]:
+    """All there ever were, the oldest first: archived, pruned and deleted ones, and those of other base models."""
+    return [_from_row(row) for row in rows(store.db, "SELECT * FROM checkpoints ORDER BY id")]
 
 
 def of_run(store: Store, run_id: str) -> list[Checkpoint]:

@@ -597,3 +597,18 @@ def m008_queue(db: Database) -> None:
             "CREATE UNIQUE INDEX projects_job ON projects (job_id) WHERE job_id IS NOT NULL",
         ],
     )
+
+
+@steps()
+def m009_checkpoints(db: Database) -> None:
+    """Checkpoints have notes and tags, leave the choosers, and are deleted without their name being lost."""
+    _run(
+        db,
+        [
+            "ALTER TABLE checkpoints ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+            "ALTER TABLE checkpoints ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
+            "ALTER TABLE checkpoints ADD COLUMN archived_at REAL",
+            "ALTER TABLE checkpoints ADD COLUMN deleted_at REAL",  # the files are gone, the row stays
+            "CREATE INDEX checkpoints_parent ON checkpoints (parent_id)",
+        ],
+    )

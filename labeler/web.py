@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler import auth, invitations, jobs, ui
+from labeler import auth, invitations, jobs, packages, ui
 from labeler.api import PATH as API
 from labeler.api import create_api
 from labeler.store import one, scalar
@@ -82,6 +82,7 @@ def create_app(workspace: Workspace, host: str = "127.0.0.1") -> FastAPI:
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, workspace=workspace, host=host)
     _add_routes(app, workspace)
+    packages.add_routes(app, workspace)
     app.mount(API, create_api(workspace))
     gr.mount_gradio_app(
         app,

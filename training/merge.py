@@ -25,7 +25,8 @@ def merge(base: Base, checkpoint: Path | str, output: Path | str) -> dict[str, A
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output}: is not empty; name a new folder")
     kind = read_manifest(checkpoint)["kind"]
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    brings_own = (Path(checkpoint) / "tokenizer_config.json").is_file()  # an adapter from elsewhere may not
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint)) if brings_own else base.tokenizer
     if kind == "reward":
         model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=1, dtype=torch.float32)
     else:

@@ -168,7 +168,7 @@ def run_metrics(
 def list_checkpoints(space: Space, user: Keeper, cursor: Cursor = 0, limit: Limit = 50) -> Page[Checkpoint]:
     """Every checkpoint of every run, in the order in which they were made, pruned ones included."""
     found = checkpoints.since(space.store, cursor, limit + 1)
-    loadable = {c.id for c in checkpoints.list_checkpoints(space, ("base", "policy", "reward"))}
+    loadable = {c.id for c in checkpoints.list_checkpoints(space, ("base", "policy", "reward"), archived=True)}
     names = [name for name in Checkpoint.model_fields if name != "loadable"]
     made = [Checkpoint(**{name: getattr(c, name) for name in names}, loadable=c.id in loadable) for c in found]
     return page(made, limit, lambda checkpoint: checkpoint.id)
