@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from labeler.alarm import points_of_run
+from tests.training.conftest import last_json
 from training.run_folder import checkpoints, read_metrics
 
 STEPS = ("--max-steps", 4, "--save-every", 2, "--eval-every", 2, "--sample-every", 2, "--sample-max-new-tokens", 12)
@@ -54,3 +56,16 @@ def test_a_resumed_run_tells_each_step_once(command, arguments, tmp_path):
     command(*arguments("sft", "run", *STEPS, "--sample-prompts", 2, "--resume"))
     found = [(row["step"], row["number"]) for row in samples(tmp_path / "run")]
     assert found == [(s, n) for s in (0, 2, 4) for n in (0, 1)]
+
+
+def test_a_reward_model_held_out_of_training_scores_the_texts(command, arguments, tmp_path):
+    judge = last_json(command(*arguments("reward", "judge", "--max-steps", 3)))["checkpoint"]
+    asked = ("--max-steps", 2, "--sample-max-new-tokens", 8, "--judge-model", judge)
+    command(*arguments("ppo", "run", *asked, "--sample-prompts", 4))
+    found = samples(tmp_path / "run")
+    assert [row["step"] for row in found] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len({row["judge_score"] for row in found}) > 4
+    points = points_of_run(read_metrics(tmp_path / "run"), found, [])
+    assert [(point.step, point.held_out.n) for point in points if point.held_out] == [(0, 4), (1, 4), (2, 4)]
+    refused = command(*arguments("ppo", "no", *asked, "--sample-prompts", 0), check=False)
+    assert "set sample_prompts to 2 or more" in refused.stderr.splitlines()[-1]
