@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from labeler.store import Store, one, rows
 
-FEWEST_VOTES = 10
-"""A checkpoint with fewer votes is not judged by them."""
+FEWEST = 10
+"""Votes, or scored texts, below which a step is not judged by them: so few say nothing of their own error."""
 ERRORS = 2.0
 
 
@@ -61,29 +61,32 @@ class Alarm(NamedTuple):
 def over_optimisation(points: Sequence[Point]) -> list[Alarm]:
     """The alarms of a run, at most one for each judge; points in the order of their steps.
 
-    Compared is the newest judged point with the best earlier one. Because the best of several is a lucky one among
-    equals, the two standard errors cry wolf more often with more points: see the tests for how often.
+    Compared is the newest judged point with the best earlier one that had a lower score. Because the best of several is
+    a lucky one among equals, two standard errors cry wolf more often with more points: see the tests for how often.
     """
     found = []
     for what in ("wins", "held_out"):
-        judged = [(point, estimate) for point in points if (estimate := _judged(point, what)) is not None]
-        if len(judged) < 2:
+        judged = [
+            (point, estimate, point.score)
+            for point in points
+            if (estimate := _judged(point, what)) is not None and point.score is not None
+        ]
+        if not judged:
             continue
-        (last, now), earlier = judged[-1], judged[:-1]
-        best, then = max(earlier, key=lambda pair: pair[1].mean)
+        last, now, score = judged[-1]
+        earlier = [entry for entry in judged[:-1] if entry[2] < score]
+        if not earlier:
+            continue
+        best, then, before = max(earlier, key=lambda entry: entry[1].mean)
         fall, error = then.mean - now.mean, math.hypot(then.error, now.error)
-        if last.score is None or best.score is None or last.score <= best.score:
-            continue
         if fall > ERRORS * error:
-            found.append(Alarm(what, best.step, last.step, fall, error, last.score - best.score))
+            found.append(Alarm(what, best.step, last.step, fall, error, score - before))
     return found
 
 
 def _judged(point: Point, what: str) -> Estimate | None:
     estimate: Estimate | None = getattr(point, what)
-    if estimate is None or (what == "wins" and estimate.n < FEWEST_VOTES):
-        return None
-    return estimate
+    return estimate if estimate is not None and estimate.n >= FEWEST else None
 
 
 # -- what people said --------------------------------------------------------------------------------------------------

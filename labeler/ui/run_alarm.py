@@ -17,7 +17,7 @@ METHODS = ("ppo", "dpo", "sft")
 
 EMPTY = (
     '<p class="empty">Nobody has voted blindly on this run yet. In Compare, put one of its checkpoints beside the '
-    f"model it started from; from {alarm.FEWEST_VOTES} votes on each of two checkpoints on, this page warns when "
+    f"model it started from; from {alarm.FEWEST} votes on each of two checkpoints on, this page warns when "
     "people like the later one less while its score is higher.</p>"
 )
 
@@ -34,7 +34,7 @@ def view(store: Store, job: Job, metrics: list[dict[str, Any]], samples: Sequenc
         f'<div class="notice error" role="alert"><p>{told(found)}</p></div>' for found in _alarms(points)
     )
     calm = '<p class="muted">No alarm: nothing fell by more than two standard errors while the score rose.</p>'
-    return f"{warnings or calm}{_plot(job, metrics, points)}{_table(points)}"
+    return f'<div class="over-optimisation">{warnings or calm}{_plot(metrics, points)}{_table(points)}</div>'
 
 
 def _alarms(points: Sequence[Point]) -> list[Alarm]:
@@ -51,7 +51,7 @@ def told(found: Alarm) -> str:
     )
 
 
-def _plot(job: Job, metrics: list[dict[str, Any]], points: Sequence[Point]) -> str:
+def _plot(metrics: list[dict[str, Any]], points: Sequence[Point]) -> str:
     named = [
         ("score", _first(metrics, "eval/score", "objective/score")),
         ("KL", _first(metrics, "eval/kl", "objective/kl")),

@@ -32,9 +32,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     for learning_rate in (5e-5, 1e-4):
         add_run(workspace, learning_rate)
     workspace.store.close()
-    app.start()
-    yield app
-    app.stop()
+    try:
+        app.start()
+        yield app
+    finally:
+        app.stop()
 
 
 def add_run(workspace: Workspace, learning_rate: float) -> None:
@@ -108,7 +110,9 @@ def test_two_runs_are_compared_and_downloaded(finished: App, page: Page, tmp_pat
 
 
 def test_a_run_on_a_phone(finished: App, phone: Page) -> None:
-    open_tab(phone, finished, "Runs")
+    phone.goto(finished.url)
+    phone.locator(".overflow-menu > button").click(timeout=SHOWN_MS)
+    phone.locator(".overflow-dropdown button", has_text="Runs").click()
     expect(phone.locator(".samples .side:visible")).to_have_count(2, timeout=SHOWN_MS)
     left, right = (phone.locator(".samples .side:visible").nth(place).bounding_box() for place in (0, 1))
     assert left is not None

@@ -31,6 +31,11 @@ def test_votes_fall_while_the_score_rises() -> None:
     assert "from step 50 to step 100" in run_alarm.told(found)
 
 
+def test_a_best_checkpoint_without_a_score_hides_nothing() -> None:
+    points = [voted(0, 36, 40, None), voted(50, 33, 40, 1.0), voted(100, 14, 40, 2.0)]
+    assert [found.best_step for found in over_optimisation(points)] == [50]
+
+
 def test_it_is_the_best_earlier_checkpoint_that_counts() -> None:
     points = [voted(25, 20, 40, 0.5), voted(50, 34, 40, 1.0), voted(75, 24, 40, 1.5), voted(100, 12, 40, 2.0)]
     assert [(found.best_step, found.step) for found in over_optimisation(points)] == [(50, 100)]

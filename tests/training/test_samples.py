@@ -61,11 +61,11 @@ def test_a_resumed_run_tells_each_step_once(command, arguments, tmp_path):
 def test_a_reward_model_held_out_of_training_scores_the_texts(command, arguments, tmp_path):
     judge = last_json(command(*arguments("reward", "judge", "--max-steps", 3)))["checkpoint"]
     asked = ("--max-steps", 2, "--sample-max-new-tokens", 8, "--judge-model", judge)
-    command(*arguments("ppo", "run", *asked, "--sample-prompts", 4))
+    command(*arguments("ppo", "run", *asked, "--sample-prompts", 10))
     found = samples(tmp_path / "run")
-    assert [row["step"] for row in found] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [row["step"] for row in found] == [0] * 10 + [1] * 10 + [2] * 10
     assert len({row["judge_score"] for row in found}) > 4
     points = points_of_run(read_metrics(tmp_path / "run"), found, [])
-    assert [(point.step, point.held_out.n) for point in points if point.held_out] == [(0, 4), (1, 4), (2, 4)]
-    refused = command(*arguments("ppo", "no", *asked, "--sample-prompts", 0), check=False)
-    assert "set sample_prompts to 2 or more" in refused.stderr.splitlines()[-1]
+    assert [(point.step, point.held_out.n) for point in points if point.held_out] == [(0, 10), (1, 10), (2, 10)]
+    refused = command(*arguments("ppo", "no", *asked), check=False)
+    assert "set sample_prompts to 10 or more" in refused.stderr.splitlines()[-1]

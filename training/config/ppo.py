@@ -187,8 +187,8 @@ class PPOConfig(PolicyConfig):
                 "judge_model is the reward model itself; name one that was trained apart from it",
             ),
             (
-                self.judge_model and self.sample_prompts < 2,
-                "judge_model scores the sample texts; set sample_prompts to 2 or more, better 32",
+                self.judge_model and self.sample_prompts < 10,
+                "judge_model scores the sample texts, and fewer than 10 say little; set sample_prompts to 10 or more",
             ),
             (
                 self.batch_size % self.samples_per_prompt,
