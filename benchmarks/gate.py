@@ -43,7 +43,7 @@ def train(method: str, model: str, folder: Path, name: str, steps: int, rate: fl
     words += ["--output", str(folder / f"{name}-{steps}"), "--max-steps", str(steps), "--learning-rate", str(rate)]
     words += ["--batch-size", str(BATCH), "--max-length", str(MAX_LENGTH)]
     words += ["--schedule", "constant", "--warmup-ratio", "0", "--eval-every", str(steps), "--save-every", str(steps)]
-    words += ["--kl-prompts", "0"] if method == "dpo" else []
+    words += ["--kl-prompts", "0", "--sample-prompts", "0"] if method == "dpo" else []
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise InputError(f"the {name} run failed; its last lines say why")

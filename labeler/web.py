@@ -6,19 +6,20 @@ import html
 import ipaddress
 import os
 from http.cookies import SimpleCookie
+from typing import Annotated
 from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
-from fastapi import FastAPI, Form, Request
+from fastapi import FastAPI, Form, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler import auth, invitations, jobs, packages, ui
+from labeler import auth, invitations, jobs, packages, run_comparison, ui
 from labeler.api import PATH as API
 from labeler.api import create_api
 from labeler.store import one, scalar
@@ -139,6 +140,23 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
             return JSONResponse({"detail": "there is no such export"}, 404)
         kinds = {".csv": "text/csv", ".zip": "application/zip"}
         return FileResponse(path, media_type=kinds.get(path.suffix, "application/jsonl"), filename=path.name)
+
+    @app.get("/runs.{suffix}")
+    def compared(suffix: str, request: Request, run: Annotated[list[str], Query()], metric: str = "") -> Response:
+        """Runs that are compared in the Runs tab, as CSV or as a picture of one metric."""
+        user = auth.user_of(workspace.store, request.cookies)
+        if user is None or user.role not in KEEPERS or suffix not in ("csv", "png"):
+            return JSONResponse({"detail": "there is no such file"}, 404)
+        try:
+            chosen = run_comparison.chosen(workspace, run)
+            made: str | bytes = run_comparison.as_csv(workspace, chosen)
+            if suffix == "png":
+                made = run_comparison.as_png(workspace, chosen, metric)
+        except InputError as error:
+            return JSONResponse({"detail": str(error)}, 404)
+        name = run_comparison.file_name(chosen, f".{suffix}")
+        kind = "text/csv; charset=utf-8" if suffix == "csv" else "image/png"
+        return Response(made, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
     @app.get("/login")
     def login_page(request: Request) -> Response:

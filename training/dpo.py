@@ -8,6 +8,7 @@ be taught to the policy itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from training.reference import ReferenceLogProbs, cache_file
 from training.reward import Pairs, counted, outcome_losses, total_weight
 from training.rollout import sample, uniforms
 from training.run import Run
+from training.samples import Samples
 
 
 def pair_losses(config: DPOConfig, difference: Tensor, tie: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class DirectPreference:
             loss, tally = self.loss(pack)
             weight = sum(group.weight for group in pack.groups if counted(group, self.ties))
             tallies.append(dict(tally) | {"loss": (float(loss), weight)})
-        return means(processes.gather(tallies)) | self.kl(groups)
+        decided = sum(len(counted(group, ties=False)) for group in groups)
+        return means(processes.gather(tallies)) | {"n": float(decided)} | self.kl(groups)
 
     def kl(self, groups: Sequence[Group]) -> dict[str, float]:
         """KL(π ‖ π_ref) in nats a response of at most `kl_max_new_tokens` tokens, over the first held-out prompts.
@@ -154,6 +157,7 @@ def train(config: DPOConfig, resume: bool = False) -> dict[str, Any]:
         parent = config.from_checkpoint if config.reference == "parent" else None
         known = ReferenceLogProbs(cache_file(base, parent) if config.reference_cache else None, run.say)
         objective = DirectPreference(base, config, reference_adapter(base, config), known)
-        result = fit(run, config, base, objective, groups, held, fitted, resume=state)
+        samples = Samples(run, base, config, chain(held_out, rankings))
+        result = fit(run, config, base, objective, groups, held, fitted, resume=state, samples=samples)
         known.save()
         return result

@@ -21,6 +21,7 @@ from training.models import load_base
 from training.packs import Group, Pack, packs
 from training.run import Run, every
 from training.run_folder import read_manifest
+from training.samples import Samples
 from training.sharding import shard
 
 Record = TypeVar("Record", Prompt, Ranking, Demonstration)
@@ -181,6 +182,7 @@ def fit(
     head: nn.Linear | None = None,
     resume: dict[str, Any] | None = None,
     manifest: Callable[[], dict[str, Any]] = dict,
+    samples: Samples | None = None,
 ) -> dict[str, Any]:
     """Minimise the objective over the groups; writes metrics and checkpoints into the run.
 
@@ -230,9 +232,16 @@ def fit(
             | manifest(),
         )
 
+    def read(step: int) -> None:
+        if samples and samples.due(step, total):
+            base.set_dropout("policy", False)
+            samples.write(step)
+
     run.begin(done, total)
-    if not done and held:
-        run.log(0, evaluate())
+    if not done:
+        if held:
+            run.log(0, evaluate())
+        read(0)
     for step in range(done + 1, total + 1):
         batch = [train[i] for i in batch_of_step(len(train), config.batch_size, step, config.seed)]
         denominator = objective.denominator(batch)
@@ -253,6 +262,7 @@ def fit(
         due = last or wishes.save or every(step, save_every)
         held_metrics = evaluate() if due or every(step, eval_every) else {}
         run.log(step, metrics | held_metrics)
+        read(step)
         last = last or run.out_of_patience
         if last or due:
             checkpoint = save(step)

@@ -13,10 +13,10 @@ same policy differ.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +30,15 @@ from training import policy_gradient, processes
 from training.advantages import Episode, Rollout, Running, estimate_advantages, rollout_metrics
 from training.base import Base
 from training.batches import Fit, batch_of_step, encode_prompts, steps_per_epoch
-from training.chat_template import decode
 from training.config import PPOConfig
 from training.critic import Critic, load_critic
 from training.loop import Optimizer, compile_if_it_pays, hold_out, load_policy, reference_adapter, token_log_probs
 from training.packs import Group, Pack, packs
-from training.rewards import Reward, load_reward
+from training.rewards import Reward, by_model, load_reward
 from training.rollout import Sample, sample, uniforms
 from training.run import Run, every
 from training.run_folder import read_manifest
+from training.samples import Samples
 from training.server import Server, sample_policy
 
 
@@ -137,11 +137,15 @@ def _optimise(
         )
 
     run.begin(done, total)
-    save_every, eval_every, sample_every = (
-        interval or max(1, total // 10) for interval in (config.save_every, config.eval_every, config.sample_every)
-    )
+    save_every, eval_every = (interval or max(1, total // 10) for interval in (config.save_every, config.eval_every))
+    judges = {"score": models.reward.of}
+    if config.judge_model:
+        judges["judge_score"] = by_model(base, config.judge_model, config).of
+    samples = Samples(run, base, config, chain(held_records, records), judges)
     if held and not done:
         run.log(0, _evaluate(models, config, held, held_records))
+    if not done and samples.due(0, total):
+        samples.write(0)
     for update in range(done + 1, total + 1):
         chosen = [prompts[i] for i in batch_of_step(len(prompts), per_update, update, config.seed)]
         critic_only = update <= config.value_warmup
@@ -158,8 +162,8 @@ def _optimise(
             metrics |= _evaluate(models, config, held, held_records)
         run.log(update, metrics)
         last = last or run.out_of_patience
-        if processes.is_main() and (last or update == 1 or every(update, sample_every)):
-            _write_samples(run, base, update, records, rollout, minibatches)
+        if samples.due(update, total):
+            samples.write(update)
         if last or due:
             checkpoint = save(update)
         if last:
@@ -339,29 +343,3 @@ def _loss(
         loss = loss + config.value_coefficient * value
         numbers |= {"val/loss": float(value.detach()), "val/clipfrac": float(stuck.sum())}
     return loss, numbers
-
-
-def _write_samples(
-    run: Run,
-    base: Base,
-    update: int,
-    records: Sequence[Prompt],
-    rollout: Rollout,
-    minibatches: Sequence[Minibatch],
-    count: int = 4,
-) -> None:
-    """What the policy says now, with its score and its KL in nats, so that a person can read it."""
-    scores, kl = rollout.scores.tolist(), (rollout.log_probs - rollout.reference).sum(1).tolist()
-    rows = {}
-    for part in (part for minibatch in minibatches for part in minibatch.parts):
-        for (number, k), row in zip(part.pack.members, part.rows.tolist(), strict=True):
-            group = part.pack.groups[number]
-            rows[row] = {
-                "step": update,
-                "prompt": list(records[group.index].messages),
-                "completion": decode(base, group.responses[k]),
-                "score": round(scores[row], 4),
-                "kl": round(kl[row], 4),
-            }
-    with open(run.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(rows[row], ensure_ascii=False) + "\n" for row in sorted(rows)[:count])

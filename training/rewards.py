@@ -31,15 +31,15 @@ class Reward(NamedTuple):
 def load_reward(base: Base, config: PPOConfig) -> Reward:
     """The reward that the config names. Raises InputError where it names none, or one that cannot be had."""
     if config.reward_model:
-        return _by_model(base, config)
+        return by_model(base, config.reward_model, config)
     if config.reward_function:
         return Reward(_by_function(base, config.reward_function))
     raise InputError("PPO needs a reward: name a checkpoint with --reward-model, or --reward-function module:function")
 
 
-def _by_model(base: Base, config: PPOConfig) -> Reward:
-    assert config.reward_model is not None
-    model = load_reward_model(base, config.reward_model)
+def by_model(base: Base, name: str, config: PPOConfig) -> Reward:
+    """The scores of the reward model of that name."""
+    model = load_reward_model(base, name)
 
     def score(groups: Sequence[Group], records: Sequence[Prompt]) -> list[list[Tensor]]:
         read = in_words_of(model, base, groups, [record.messages for record in records])

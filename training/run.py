@@ -100,6 +100,11 @@ class Run:
         self._closed = threading.Event()
         self._status_lock = threading.Lock()
         self._log_file: TextIO | None = None
+        self._tracker: Any = None
+        if self.writes and config.report_to != "none":
+            from training.trackers import Tracker  # slow to import, and rarely wanted
+
+            self._tracker = Tracker(config.report_to, self.folder, to_dict(config), self.print)
 
     def _take_folder(self) -> TextIO:
         """Make the folder and its lock; clear away what a killed run had half written."""
@@ -153,6 +158,8 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._closed.set()
+        if self._tracker:
+            self._tracker.close()
         if error is None:
             stopped = self._stopping and self.step < self.total_steps
             self._write_status("stopped" if stopped else "finished")
@@ -284,6 +291,8 @@ class Run:
             return
         with written(self.folder / "metrics.jsonl") as path, open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._tracker:
+            self._tracker.log(step, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:6])
         eta = f"  {_minutes(self.eta_seconds)} left" if self.eta_seconds else ""
         self._message = f"step {step}/{self.total_steps}"

@@ -7,6 +7,7 @@ sees another, and none is cut or padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from training.config import SFTConfig
 from training.loop import Tally, fit, hold_out, load_policy, means, token_log_probs
 from training.packs import Group, Pack, packs
 from training.run import Run
+from training.samples import Samples
 
 
 class Imitation:
@@ -65,4 +67,5 @@ def train(config: SFTConfig, resume: bool = False) -> dict[str, Any]:
         groups, fitted = encode_demonstrations(base, demonstrations, config.max_length, run.say)
         run.say(fitted.describe("demonstrations", config.max_length))
         held = encode_demonstrations(base, held_out, config.max_length)[0] if held_out else []
-        return fit(run, config, base, Imitation(base, config), groups, held, fitted, resume=state)
+        samples = Samples(run, base, config, chain(held_out, demonstrations))
+        return fit(run, config, base, Imitation(base, config), groups, held, fitted, resume=state, samples=samples)

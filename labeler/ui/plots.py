@@ -6,14 +6,17 @@ All text that comes from a run is escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from labeler.readings import Reading, reading
+
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 30
 MAX_POINTS = 400
+COLOURS = 6
 
 Points = list[tuple[float, float]]
 """(step, value) pairs in the order of the steps."""
@@ -153,7 +156,8 @@ def key_curves(method: str, metrics: Sequence[dict[str, Any]]) -> str:
     for panel in PANELS.get(method, ()):
         lines = [(name, points) for name in panel.names if (points := series(metrics, name))]
         if lines:
-            figures.append(_figure(panel.title, lines, panel.unit, panel.good))
+            now = reading(method, panel.names[0], metrics)
+            figures.append(_figure(panel.title, lines, panel.unit, panel.good, now))
     return f'<div class="curves">{"".join(figures)}</div>' if figures else ""
 
 
@@ -203,22 +207,54 @@ def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _figure(title: str, lines: list[tuple[str, Points]], unit: str, good: str) -> str:
-    latest = lines[0][1][-1][1]
+def overlay(title: str, lines: list[tuple[str, Points]], unit: str = "", latest: Sequence[str] | None = None) -> str:
+    """One plot whose lines have names of their own; `latest` is told beside them instead of their last values. HTML."""
+    return _figure(title, lines, unit, "", label=str, latest=latest)
+
+
+def scaled(points: Points) -> Points:
+    """The same with its lowest value at 0 and its highest at 1, so that unlike things share an axis."""
+    values = [value for _, value in points]
+    low, size = min(values), max(values) - min(values)
+    return [(step, (value - low) / size if size else 0.5) for step, value in points]
+
+
+SIGNS = {"good": ("✓", "good"), "wait": ("…", "wait and see"), "bad": ("!", "look at this")}
+"""A sign and, for those who cannot see it, a word beside each reading."""
+
+
+def now_line(now: Reading) -> str:
+    """A reading as a line of HTML."""
+    sign, word = SIGNS[now.standing]
+    mark = f'<b class="sign" role="img" aria-label="{word}">{sign}</b>'
+    return f'<p class="now-{now.standing}">{mark} {escape(now.sentence)}</p>'
+
+
+def _figure(
+    title: str,
+    lines: list[tuple[str, Points]],
+    unit: str,
+    good: str,
+    now: Reading | None = None,
+    label: Callable[[str], str] | None = None,
+    latest: Sequence[str] | None = None,
+) -> str:
+    label = label or _short
+    ends = latest or [number(points[-1][1]) for _, points in lines]
     legend = ""
     if len(lines) > 1:
         keys = [
-            f'<span class="key key-{index % 3}">{escape(_short(name))} <b>{number(points[-1][1])}</b></span>'
-            for index, (name, points) in enumerate(lines)
+            f'<span class="key key-{index % COLOURS}">{escape(label(name))} <b>{escape(ends[index])}</b></span>'
+            for index, (name, _) in enumerate(lines)
         ]
         legend = f'<span class="keys">{"".join(keys)}</span>'
     else:
-        legend = f'<span class="keys"><b>{number(latest)}</b></span>'
-    note = f'<p class="good">{escape(good)}</p>' if good else ""
+        legend = f'<span class="keys"><b>{escape(ends[0])}</b></span>'
+    note = (now_line(now) if now else "") + (f'<p class="good">{escape(good)}</p>' if good else "")
     unit_text = f' <span class="unit">{escape(unit)}</span>' if unit else ""
     return (
         f"<figure><figcaption><strong>{escape(title)}</strong>{unit_text}{legend}</figcaption>"
-        f"{_svg(title, lines)}{note}</figure>"
+        f"{_svg(title, lines, label)}{note}</figure>"
     )
 
 
@@ -237,7 +273,7 @@ def _short(name: str) -> str:
     return "held out" if name.startswith("eval/") else "training"
 
 
-def _svg(title: str, lines: list[tuple[str, Points]]) -> str:
+def _svg(title: str, lines: list[tuple[str, Points]], name_of: Callable[[str], str]) -> str:
     lines = [(name, thin(points)) for name, points in lines]
     steps = [step for _, points in lines for step, _ in points]
     values = [value for _, points in lines for _, value in points]
@@ -266,12 +302,12 @@ def _svg(title: str, lines: list[tuple[str, Points]]) -> str:
             )
     for index, (name, points) in enumerate(lines):
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        parts.append(f'<polyline class="line line-{index % 3}" points="{path}"/>')
+        parts.append(f'<polyline class="line line-{index % COLOURS}" points="{path}"/>')
         dots = points if len(points) <= 40 else points[-1:]
         for step, value in dots:
-            label = f"{escape(_short(name))}, step {step:g}: {number(value)}"
+            label = f"{escape(name_of(name))}, step {step:g}: {number(value)}"
             parts.append(
-                f'<circle class="dot dot-{index % 3}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5">'
+                f'<circle class="dot dot-{index % COLOURS}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5">'
                 f"<title>{label}</title></circle>"
             )
     label = f"{title}, now {number(lines[0][1][-1][1])} at step {lines[0][1][-1][0]:g}"

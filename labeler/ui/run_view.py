@@ -16,10 +16,10 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import checkpoints, jobs, sampling, worker
+from labeler import checkpoints, jobs, readings, resources, sampling, worker
 from labeler.jobs import Job
-from labeler.store import one
-from labeler.ui import page, plots
+from labeler.store import one, scalar
+from labeler.ui import page, plots, run_alarm, run_samples, theme
 from labeler.workspace import Workspace
 from training import run_folder
 
@@ -35,6 +35,10 @@ STATES = {
 
 EMPTY_LOG = "The log is empty so far."
 
+SMOOTHING = """<label class="smoothing">Smoothing
+<input type="range" min="0" max="0.98" step="0.02" value="0"><output>off</output>
+<span class="muted">of every curve; the faint line is what was measured</span></label>"""
+
 
 class RunView:
     """The components that show one run, made where the caller stands in the page.
@@ -48,7 +52,14 @@ class RunView:
         with gr.Row(elem_classes="run-buttons"):
             self.stop = gr.Button("Stop and save", visible=False, min_width=140, scale=0)
             self.resume = gr.Button("Resume", variant="primary", visible=False, min_width=140, scale=0)
-        self.curves = page.html()
+        self.resources = page.html()
+        self.puzzles = page.html()
+        self.smoothing = page.html(SMOOTHING, js_on_load=theme.script("run_smoothing.js"), visible=False)
+        self.curves = page.html(js_on_load=theme.script("run_curves.js"))
+        with gr.Accordion("What it says", open=True, visible=False) as self.samples_fold:
+            self.samples = page.html(js_on_load=theme.script("run_samples.js"))
+        with gr.Accordion("Score, KL, length and blind votes", open=True, visible=False) as self.alarm_fold:
+            self.alarm = page.html()
         self.checkpoints = page.html()
         with gr.Accordion("Log", open=False, visible=False) as self.log_fold:
             self.log = page.html()
@@ -59,10 +70,17 @@ class RunView:
         self.seen: Any = gr.State(None)  # what this page shows, so that a look at an unchanged run sends nothing
         self.outputs = [
             self.seen,
+            self.resources,
             self.head,
             self.stop,
             self.resume,
+            self.puzzles,
+            self.smoothing,
             self.curves,
+            self.samples_fold,
+            self.samples,
+            self.alarm_fold,
+            self.alarm,
             self.checkpoints,
             self.log_fold,
             self.log,
@@ -99,22 +117,57 @@ class RunView:
             if seen == "none":
                 return [gr.skip() for _ in self.outputs]
             hidden = gr.update(visible=False)
-            return ["none", "", hidden, hidden, "", "", hidden, "", hidden, "", hidden, ""]
+            return [
+                "none",
+                "",
+                "",
+                hidden,
+                hidden,
+                "",
+                hidden,
+                "",
+                hidden,
+                "",
+                hidden,
+                "",
+                "",
+                hidden,
+                "",
+                hidden,
+                "",
+                hidden,
+                "",
+            ]
         folder = self.workspace.runs_folder / job.id
-        key = (_stamp(folder, job), len(checkpoints.of_run(self.workspace.store, job.id)))
-        if seen == key:
-            return [gr.skip() for _ in self.outputs]
+        store = self.workspace.store
+        voted = scalar(store.db, "SELECT max(event_id) FROM in_force")
+        key = (_stamp(folder, job), len(checkpoints.of_run(store, job.id)), voted)
+        used = resource_line(job)
+        if isinstance(seen, tuple) and seen[0] == key:
+            unchanged = [gr.skip() for _ in self.outputs[2:]]
+            return [gr.skip(), gr.skip(), *unchanged] if seen[1] == used else [(key, used), used, *unchanged]
         status = worker.read_status(folder)
         metrics = read_metrics(folder)
         log = worker.log_tail(folder)
+        curves = plots.key_curves(job.method, metrics)
+        told = run_samples.read_samples(folder)
+        samples = run_samples.view(job, told)
+        alarm = run_alarm.view(store, job, metrics, told)
         others = plots.other_curves(job.method, metrics)
         stoppable = job.state in jobs.OPEN_STATES and job.stop_requested_at is None
         return [
-            key,
+            (key, used),
+            used,
             head(self.workspace, job, status),
             gr.update(visible=stoppable, value="Cancel" if job.state == "queued" else "Stop and save"),
             gr.update(visible=job.state in jobs.RESUMABLE_STATES),
-            plots.key_curves(job.method, metrics) or _no_curves(job),
+            puzzle_list(job, metrics),
+            gr.update(visible=bool(curves)),
+            curves or _no_curves(job),
+            gr.update(visible=bool(samples)),
+            samples,
+            gr.update(visible=bool(alarm)),
+            alarm,
             checkpoint_list(self.workspace, job),
             gr.update(visible=True),
             f'<div class="log" role="log" tabindex="0"><pre>{escape(log or EMPTY_LOG)}</pre></div>',
@@ -125,10 +178,23 @@ class RunView:
         ]
 
 
+def resource_line(job: Job) -> str:
+    """What the run uses of this machine now; "" where it does not run, or not here."""
+    used = resources.usage(job.pid, job.process_started) if job.state == "running" else None
+    return f'<p class="meta resources">Uses {escape(resources.in_words(used))}</p>' if used else ""
+
+
+def puzzle_list(job: Job, metrics: list[dict[str, Any]]) -> str:
+    """What this run does that puzzles people, explained."""
+    found = readings.puzzles(job.method, job.config, metrics)
+    items = "".join(f"<div><h4>{escape(title)}</h4><p>{escape(explanation)}</p></div>" for title, explanation in found)
+    return f'<div class="puzzles">{items}</div>' if items else ""
+
+
 def _stamp(folder: Path, job: Job) -> tuple[Any, ...]:
     """Changes whenever something that is shown does."""
     marks = []
-    for name in ("status.json", "metrics.jsonl", "log.txt"):
+    for name in ("status.json", "metrics.jsonl", "samples.jsonl", "log.txt"):
         try:
             stat = (folder / name).stat()
             marks.append((stat.st_mtime_ns, stat.st_size))

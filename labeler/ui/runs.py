@@ -7,8 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from data.records import InputError
 from labeler import jobs, worker
-from labeler.ui import page
+from labeler.ui import page, runs_compare
+from labeler.ui.data import keeper
 from labeler.ui.run_view import RunView, chip, data_line, final_metrics, parent_name
 from labeler.workspace import Workspace
 
@@ -28,12 +30,17 @@ element.addEventListener('click', event => {
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
     table = page.html(js_on_load=PICK, elem_id="runs-table")
+    runs_compare.build(workspace)
     problem = page.html()
     view = RunView(workspace)
     chosen = gr.State("")
     table_seen: Any = gr.State("")
 
-    def look(run_id: str, before: str, seen: Any) -> list[Any]:
+    def look(run_id: str, before: str, seen: Any, request: gr.Request) -> list[Any]:
+        try:
+            keeper(request, workspace)
+        except InputError:
+            return [gr.skip() for _ in live]  # a page of somebody who does not see this tab
         every = jobs.list_jobs(workspace.store)
         job = next((job for job in every if job.id == run_id), every[0] if every else None)
         drawn = runs_table(workspace, every, job.id if job else "")
@@ -44,8 +51,8 @@ def build(workspace: Workspace) -> None:
             *view.updates(job, seen),
         ]
 
-    def pick(before: str, seen: Any, event: gr.EventData) -> list[Any]:
-        return look(str(event.run), before, seen)
+    def pick(before: str, seen: Any, request: gr.Request, event: gr.EventData) -> list[Any]:
+        return look(str(event.run), before, seen, request)
 
     live = [chosen, table_seen, table, *view.outputs]
     known = [chosen, table_seen, view.seen]

@@ -367,10 +367,10 @@ def test_samples_are_written_at_their_interval_and_held_out_prompts_judged(toy):
     write_rows(toy.folder / "held.jsonl", [{"prompt": "three two"}, {"prompt": "four one"}])
     toy.run(max_steps=5, sample_every=2, eval_every=4, save_every=5, validation_data=str(toy.folder / "held.jsonl"))
     lines = [json.loads(line) for line in (toy.folder / "run" / "samples.jsonl").read_text().splitlines()]
-    assert sorted({line["step"] for line in lines}) == [1, 2, 4, 5]
+    assert sorted({line["step"] for line in lines}) == [0, 2, 4, 5]
+    assert [line["prompt"][-1]["content"] for line in lines[:2]] == ["three two", "four one"], "held-out ones first"
     for line in lines:
         assert line["score"] == line["completion"].split().count("yes") / 4
-        assert line["kl"] == pytest.approx(0, abs=1e-4) or line["step"] > 1
     rows = read_metrics(toy.folder / "run")
     assert [row["step"] for row in rows if "eval/score" in row] == [0, 4, 5]
     assert rows[0]["eval/kl"] == pytest.approx(0, abs=1e-6)

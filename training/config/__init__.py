@@ -1,6 +1,6 @@
 """One dataclass per method: the definition of every knob. Command line, form and docs are made from these."""
 
-from training.config.common import DEFAULT_MODEL, TrainingConfig
+from training.config.common import DEFAULT_MODEL, PolicyConfig, TrainingConfig
 from training.config.dpo import DPOConfig
 from training.config.ppo import PPOConfig, server_address
 from training.config.reward import RewardConfig
@@ -14,6 +14,6 @@ METHODS: dict[str, type[TrainingConfig]] = {
 }
 
 __all__ = [
-    "DEFAULT_MODEL", "METHODS", "DPOConfig", "PPOConfig", "RewardConfig", "SFTConfig", "TrainingConfig",
+    "DEFAULT_MODEL", "METHODS", "DPOConfig", "PPOConfig", "PolicyConfig", "RewardConfig", "SFTConfig", "TrainingConfig",
     "server_address",
 ]  # fmt: skip

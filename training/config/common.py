@@ -98,6 +98,14 @@ class TrainingConfig:
         minimum=0,
     )  # fmt: skip
 
+    report_to: str = knob(
+        "none",
+        "Send the metrics to a tracker too. Its package must be installed; where they go is set as usual "
+        "(TENSORBOARD_LOGGING_DIR, else the run folder; WANDB_PROJECT; trackio stays on this machine).",
+        section="Evaluation",
+        choices=("none", "tensorboard", "wandb", "trackio"),
+    )
+
     dtype: str = knob(
         "auto", "Precision of the base; auto is bf16 where the processor is fast at it. Adapters are always fp32.",
         section="Machine", choices=("auto", "fp32", "bf16"),
@@ -127,3 +135,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for item in knobs(type(self)):
             setattr(self, item.name, checked(item, getattr(self, item.name)))
+
+
+@dataclass
+class PolicyConfig(TrainingConfig):
+    """What the methods share whose result answers: texts to read on the way, written to samples.jsonl."""
+
+    sample_prompts: int = knob(
+        3,
+        "Prompts that the policy answers at intervals, for you to read: the same ones with the same random numbers, "
+        "held-out ones first. 0: none.",
+        section="Evaluation", minimum=0, maximum=1000,
+    )  # fmt: skip
+    sample_every: int = knob(
+        0, "Steps between those answers; 0 means: ten times in the run.", section="Evaluation", minimum=0
+    )
+    sample_max_new_tokens: int = knob(64, "Longest of those answers, in tokens.", section="Evaluation", minimum=1)

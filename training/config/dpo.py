@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data.records import InputError
-from training.config.common import TrainingConfig
+from training.config.common import PolicyConfig
 from training.knobs import knob
 
 
 @dataclass
-class DPOConfig(TrainingConfig):
+class DPOConfig(PolicyConfig):
     """Direct preference optimisation: learn from the preferences themselves, no reward model needed."""
 
     learning_rate: float = knob(

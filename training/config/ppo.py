@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data.records import InputError
-from training.config.common import TrainingConfig
+from training.config.common import PolicyConfig
 from training.knobs import knob
 
 
 @dataclass
-class PPOConfig(TrainingConfig):
+class PPOConfig(PolicyConfig):
     """Proximal policy optimisation: raise the expected reward of samples, staying near the reference."""
 
     reward_model: str | None = knob(
@@ -23,6 +23,12 @@ class PPOConfig(TrainingConfig):
         None,
         "Instead of a reward model: module:function(prompts, completions) that returns one number each. With a third "
         "parameter it also gets every completion's tokens as texts, and may return a list of one number a token.",
+        section="Files",
+    )
+    judge_model: str | None = knob(
+        None,
+        "A reward model that has no part in the training: it scores the sample texts, so that one sees whether the "
+        "policy improves or only pleases its own reward model. A checkpoint, a folder or a hub name.",
         section="Files",
     )
     sampler_url: str | None = knob(
@@ -37,10 +43,6 @@ class PPOConfig(TrainingConfig):
     validation_fraction: float = knob(
         0.0, "Share of the prompts held out; 0: PPO learns from all of them.", section="Evaluation",
         minimum=0, maximum=0.9,
-    )  # fmt: skip
-    sample_every: int = knob(
-        0, "Updates between samples written to samples.jsonl, to be read by a person; 0 means: ten times in the run.",
-        section="Evaluation", minimum=0,
     )  # fmt: skip
     max_steps: int = knob(
         0, "Updates (one rollout each); 0 means: as many as the epochs take.", section="Length", minimum=0, common=True
@@ -179,6 +181,14 @@ class PPOConfig(TrainingConfig):
             (
                 self.reward_model and self.reward_function,
                 "give either reward_model or reward_function, not both",
+            ),
+            (
+                self.judge_model and self.judge_model == self.reward_model,
+                "judge_model is the reward model itself; name one that was trained apart from it",
+            ),
+            (
+                self.judge_model and self.sample_prompts < 10,
+                "judge_model scores the sample texts, and fewer than 10 say little; set sample_prompts to 10 or more",
             ),
             (
                 self.batch_size % self.samples_per_prompt,
