@@ -53,6 +53,7 @@ CASES: dict[str, Case] = {
     "ties": Case(ties=0.3),
     "by prompt": Case(by_prompt=1.0, prompts=60),
     "by annotator": Case(by_annotator=0.7),
+    "eight annotators": Case(by_annotator=0.5, annotators=8),
     "both": Case(by_prompt=1.0, by_annotator=0.7, prompts=60),
     "rankings of four": Case(together=4, by_prompt=1.0, rankings=200),
     "one far ahead": Case(strengths=(0.0, 0.5, 4.0)),
@@ -140,10 +141,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     report: dict[str, Any] = {"simulations": options.simulations, "seed": options.seed, "cases": {}}
     good = True
-    for name, case in CASES.items():
+    for name in options.only:
+        case = CASES[name]
         found = report["cases"][name] = coverage(case, options.simulations, options.seed)
         good &= LOW <= found["coverage"] <= HIGH
         print(

@@ -55,14 +55,14 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters (P,) and their covariances (P, P) of several kinds; `few` (M,) marks checkpoints with few wins or
-    losses. The last parameter is β where length was controlled."""
+    """Parameters (P,), of which the last is β where length was controlled, and their covariances (P, P): of the
+    likelihood, of a bootstrap by ranking, and of those by prompt and by annotator, with how many there are less 1.
+    `few` (M,) marks checkpoints with few wins or losses."""
 
     parameters: Floats
     model: Floats
     ranking: Floats
-    clustered: tuple[Floats, ...]
-    degrees: int | None
+    clustered: tuple[tuple[Floats, int], ...]
     few: NDArray[np.bool_]
 
     def variance(self, contrast: Floats) -> float:
@@ -71,13 +71,18 @@ class Estimate:
 
     def half_width(self, contrast: Floats) -> float:
         """Of the 95% interval."""
-        clustered, model = self._clustered(contrast) ** 0.5, self._model(contrast) ** 0.5
-        return max(quantile(self.degrees) * clustered, quantile(None) * model)
+        model = quantile(None) * self._model(contrast) ** 0.5
+        return max(quantile(self._degrees(contrast)) * self._clustered(contrast) ** 0.5, model)
 
     def _clustered(self, contrast: Floats) -> float:
-        each = [_of(covariance, contrast) for covariance in self.clustered]
-        together = sum(each) - (len(each) - 1) * _of(self.ranking, contrast)
-        return max(together, *each) if each else 0.0
+        alone = _of(self.ranking, contrast)
+        return max(alone, alone + sum(_of(covariance, contrast) - alone for covariance, _ in self.clustered))
+
+    def _degrees(self, contrast: Floats) -> float | None:
+        """Of freedom (Satterthwaite): few where much of the variance is known from few people or prompts."""
+        alone = _of(self.ranking, contrast)
+        spread = sum(max(0.0, _of(each, contrast) - alone) ** 2 / degrees for each, degrees in self.clustered)
+        return self._clustered(contrast) ** 2 / spread if spread else None
 
     def _model(self, contrast: Floats) -> float:
         """The likelihood's variance, where resampling says nothing or too little."""
@@ -133,8 +138,7 @@ def estimate(votes: Comparisons, control_length: bool = False, draws: int = DRAW
         found[0],
         np.linalg.inv(curvature),
         resampled(votes.ranking) if clusters else np.zeros_like(curvature),
-        tuple(resampled(cluster) for cluster in clusters),
-        min((int(one.max()) for one in clusters), default=None),
+        tuple((resampled(cluster), int(cluster.max())) for cluster in clusters),
         np.minimum(lost, beat) < FEWEST,
     )
 
@@ -192,11 +196,12 @@ def sigmoid(x: Floats) -> Floats:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-def quantile(degrees: int | None) -> float:
+def quantile(degrees: float | None) -> float:
     """Student's t for a 95% interval with so many degrees of freedom; the normal one without (Abramowitz 26.7.5)."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    if not degrees:
+    if degrees is None:
         return z
+    degrees = max(degrees, FEWEST - 1)
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / degrees + second / degrees**2 + third / degrees**3

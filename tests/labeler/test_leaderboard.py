@@ -61,7 +61,7 @@ def test_the_fit_with_prior_and_length_is_scipys(many: list[Vote], control_lengt
     found = bradley_terry.estimate(tabulate(many, range(1, 7)), control_length, draws=2)
     assert np.abs(found.parameters - theirs[: len(found.parameters)]).max() < 1e-6
     if control_length:
-        assert found.parameters[6] == pytest.approx(0.5, abs=0.06)
+        assert found.parameters[6] == pytest.approx(0.44, abs=0.04)  # 0.5, and the ties take about a tenth
 
 
 @pytest.mark.parametrize("name", ["by prompt", "both"])
@@ -117,7 +117,7 @@ def test_one_annotators_votes_are_not_resampled_by_annotator() -> None:
     cast = [Vote(i, 1, 1, 2, float(i % 3 == 0), i) for i in range(60)]
     found = bradley_terry.estimate(tabulate(cast, [1, 2]))
     assert len(found.clustered) == 1
-    assert found.degrees == 59
+    assert found.clustered[0][1] == 59
 
 
 @pytest.mark.parametrize(("degrees", "known"), [(4, 2.776), (10, 2.228), (30, 2.042), (None, 1.960)])
