@@ -21,7 +21,7 @@ from labeler.chat import Chat, Sampling
 from labeler.checkpoints import Checkpoint
 from labeler.users import User
 
-LETTERS = "ABCD"
+LETTERS = "ABCDEF"
 MAX_ROUNDS = 1000
 """Rounds kept in memory; the oldest are forgotten."""
 
@@ -61,6 +61,12 @@ class Round:
         """Whether the page may say which checkpoint is which."""
         return not self.blind or self.task_id is not None
 
+    @property
+    def preferred(self) -> int | None:
+        """The place of the answer that the vote put first (the first of them in a tie); None without a vote for one."""
+        ranked = [(rank, place) for place, rank in enumerate(self.ranks) if rank is not None]
+        return min(ranked)[1] if ranked and not self.all_bad else None
+
 
 class Rounds:
     """The rounds of one workspace."""
@@ -88,6 +94,21 @@ class Rounds:
             while len(self._rounds) > MAX_ROUNDS:
                 self._rounds.popitem(last=False)
         return made
+
+    def proceed(self, round_id: str | None, user: User, text: str) -> Round:
+        """The next turn of a conversation that was voted on: it goes on with the preferred answer, for all alike.
+
+        One conversation, because answers can only be compared, and learned from, where the prompt is the same. The
+        sides are shuffled anew. Raises InputError without a message or without a preferred answer.
+        """
+        found = self.get(round_id, user)
+        if found.preferred is None:
+            raise InputError("Vote for an answer first: the conversation goes on with the preferred one.")
+        if not text or not text.strip():
+            raise InputError("Write the next message first.")
+        answer = Message(role="assistant", content=found.sides[found.preferred].text)
+        messages = [*found.messages, answer, Message(role="user", content=text)]
+        return self.start(user, messages, [side.checkpoint.id for side in found.sides], found.sampling, found.blind)
 
     def get(self, round_id: str | None, user: User) -> Round:
         """Raises InputError where the round is not known here, or is somebody else's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from labeler.ui import chat, checkpoints, compare, quality, rank, runs, team, theme, train
+from labeler.ui import chat, checkpoints, compare, leaderboard, quality, rank, runs, team, theme, train
 from labeler.ui import data as data_tab
 from labeler.workspace import Workspace
 
@@ -12,6 +12,7 @@ TABS = (
     ("Rank", rank.build),
     ("Chat", chat.build),
     ("Compare", compare.build),
+    ("Leaderboard", leaderboard.build),
     ("Train", train.build),
     ("Runs", runs.build),
     ("Checkpoints", checkpoints.build),
@@ -21,7 +22,7 @@ TABS = (
 )
 
 HIDDEN_TABS = {
-    "annotator": ("Train", "Runs", "Checkpoints", "Quality", "Data", "Team"),
+    "annotator": ("Leaderboard", "Train", "Runs", "Checkpoints", "Quality", "Data", "Team"),
     "lead": ("Train",),
 }
 """Tabs that a role does not need. header.js hides them, since Gradio's own way to hide a tab that was never opened has

@@ -17,6 +17,7 @@ STYLES = (
     "runs.css",
     "quality.css",
     "checkpoints.css",
+    "leaderboard.css",
 )
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]

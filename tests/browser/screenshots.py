@@ -13,7 +13,18 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tests.browser.conftest import FLAGS, App, chromium_path
 from training.config import DEFAULT_MODEL
 
-TABS = ("Rank", "Chat", "Compare", "Train", "Runs", "Checkpoints", "Quality", "Data", "Team")
+TABS = (
+    "Rank",
+    "Chat",
+    "Compare",
+    "Leaderboard",
+    "Train",
+    "Runs",
+    "Checkpoints",
+    "Quality",
+    "Data",
+    "Team",
+)
 SIZES = {"wide": {"width": 1440, "height": 900}, "narrow": {"width": 390, "height": 844}}
 
 

@@ -150,7 +150,7 @@ def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
 
     # compare it blindly with the base; the vote is in SQLite before the names are shown
     open_tab(page, app, "Compare")
-    expect(page.locator("#compare-model-2 input")).to_have_value(name)
+    expect(page.locator("#compare-models")).to_contain_text(name)
     page.locator("#compare-prompt textarea").fill("What is a good name for a dog?")
     page.locator("#compare-run").click()
     expect(page.locator("#compare-votes")).to_be_visible(timeout=RUN_MS)

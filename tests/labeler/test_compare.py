@@ -117,7 +117,46 @@ def test_hostile_answers_stay_text(rounds: Rounds, workspace: Workspace) -> None
     assert "<img" not in html
 
 
-@pytest.mark.parametrize(("chosen", "message"), [([1], "two to 4"), ([1, 1], "chosen twice"), ([1] * 5, "two to 4")])
+@pytest.mark.parametrize(("chosen", "message"), [([1], "two to 6"), ([1, 1], "chosen twice"), ([1] * 7, "two to 6")])
 def test_wrong_choices(rounds: Rounds, workspace: Workspace, chosen: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         rounds.start(local_owner(workspace.store), QUESTION, chosen, SHORT, True)
+
+
+def test_the_conversation_goes_on_with_the_preferred_answer(
+    rounds: Rounds, workspace: Workspace, finished: Round
+) -> None:
+    owner = local_owner(workspace.store)
+    with pytest.raises(InputError, match="Vote for an answer first"):
+        rounds.proceed(finished.id, owner, "And a dog?")
+    rounds.vote(finished.id, owner, [2, 1])
+    with pytest.raises(InputError, match="Write the next message"):
+        rounds.proceed(finished.id, owner, " ")
+    following = rounds.proceed(finished.id, owner, "And a dog?")
+    assert following.messages == [
+        *QUESTION,
+        {"role": "assistant", "content": finished.sides[1].text},
+        {"role": "user", "content": "And a dog?"},
+    ]
+    assert {side.checkpoint.id for side in following.sides} == {side.checkpoint.id for side in finished.sides}
+    assert (following.sampling, following.blind, following.revealed) == (finished.sampling, True, False)
+    for _ in rounds.answer(following):
+        pass
+    task = rounds.vote(following.id, owner, [1, 1]).task_id
+    assert following.preferred == 0
+    sql = "SELECT p.messages FROM tasks AS t JOIN prompts AS p ON p.id = t.prompt_id WHERE t.id = ?"
+    assert json.loads(scalar(workspace.store.db, sql, [task])) == following.messages
+
+
+def test_nothing_goes_on_from_answers_that_are_all_bad(rounds: Rounds, workspace: Workspace, finished: Round) -> None:
+    owner = local_owner(workspace.store)
+    rounds.vote(finished.id, owner, [None, None], all_bad=True)
+    with pytest.raises(InputError, match="Vote for an answer first"):
+        rounds.proceed(finished.id, owner, "And a dog?")
+
+
+def test_raw_answers_for_the_differences_are_escaped(rounds: Rounds, workspace: Workspace, finished: Round) -> None:
+    finished.sides[0].text = '" onclick="alert(1)"><script>alert(1)</script>'
+    html = draw(finished)
+    assert "<script" not in html
+    assert 'data-text="&quot; onclick=&quot;alert(1)&quot;&gt;&lt;script&gt;' in html
