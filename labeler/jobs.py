@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import InputError
-from labeler import checkpoints, snapshots
+from labeler import checkpoints, estimates, snapshots
 from labeler.store import Row, Store, one, rows
 from labeler.users import User
 from labeler.workspace import Workspace
@@ -102,7 +102,8 @@ def create(
 
     settings: knobs by name; what is left out keeps its default. parent_id: the policy checkpoint to start from
     (None: the base model). reward_id: the reward model, for PPO only.
-    Raises InputError, and leaves nothing behind, where a setting is wrong or there is nothing to learn from.
+    Raises InputError, and leaves nothing behind, where a setting is wrong, there is nothing to learn from, or the run
+    cannot fit into the memory.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
@@ -117,6 +118,8 @@ def create(
         settings["reward_model"] = str(usable(workspace, reward_id, "reward"))
     else:
         reward_id = None
+
+    estimates.admit(workspace, method, settings, filters)
 
     def config(data: Path) -> dict[str, Any]:
         given = {**settings, "data": str(data), "output": str(data.parent)}
