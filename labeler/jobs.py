@@ -17,7 +17,7 @@ from sqlite_utils import Database
 
 from data.preferences import file_sha256
 from data.records import InputError
-from labeler import chains, checkpoints, snapshots
+from labeler import chains, checkpoints, estimates, snapshots
 from labeler.store import Row, Store, one, rows, scalar
 from labeler.users import User
 from labeler.workspace import Workspace
@@ -132,7 +132,8 @@ def create(
     settings: knobs by name; what is left out keeps its default. parent_id: the policy checkpoint to start from
     (None: the base model). reward_id: the reward model, for PPO only. parent_job, reward_job: in their place the last
     checkpoint of a run that has yet to make it; the new run waits for it.
-    Raises InputError, and leaves nothing behind, where a setting is wrong or there is nothing to learn from.
+    Raises InputError, and leaves nothing behind, where a setting is wrong, there is nothing to learn from, or the run
+    cannot fit into the memory.
     """
     with together(workspace, user) as batch:
         return batch.create(
@@ -236,6 +237,7 @@ class Batch:
             settings["reward_model"] = str(usable(workspace, reward_id, "reward"))
         else:
             raise InputError("PPO needs a reward model to learn from; train one first, then choose it here")
+        estimates.admit(workspace, method, settings, filters)
 
         def config(data: Path) -> dict[str, Any]:
             given = {**settings, "data": str(data), "output": str(data.parent)}

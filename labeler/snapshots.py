@@ -394,3 +394,19 @@ def prompts(db: Database, filters: Mapping[str, Any]) -> Iterator[Row]:
 
 def _category(filters: Mapping[str, Any], params: list[Any]) -> str:
     return f"WHERE {_in('category', filters['categories'], params)}" if "categories" in filters else ""
+
+
+def by_source(db: Database) -> list[Row]:
+    """Rankings and comparisons (ties included) to learn from, by project, annotator and whether it is a lead's last
+    word, the most first. Sums over numbers: no text is read."""
+    return rows(
+        db,
+        f"""SELECT p.id AS project_id, p.name AS project, u.id AS user_id, u.name AS annotator,
+                a.purpose = 'adjudicate' AS adjudicated, count(*) AS rankings, sum(f.pairs) AS comparisons
+            FROM in_force AS f JOIN assignments AS a ON a.id = f.assignment_id JOIN users AS u ON u.id = f.user_id
+                JOIN tasks AS t ON t.id = f.task_id JOIN events AS e ON e.id = f.event_id
+                LEFT JOIN projects AS p ON p.id = f.project_id
+            WHERE f.pairs > 0 AND {_LEARNED}
+            GROUP BY p.id, u.id, a.purpose = 'adjudicate' ORDER BY comparisons DESC, p.id, u.id""",
+        _settled(db, None),
+    )

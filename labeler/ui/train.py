@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import checkpoints, form, jobs, snapshots
-from labeler.store import scalar
-from labeler.ui import page, queue, recipes
+from labeler import checkpoints, estimates, form, jobs
+from labeler.auth import current_user
+from labeler.ui import before, page, queue, recipes
 from labeler.ui.run_view import RunView, notice
 from labeler.workspace import Workspace
 from training.config import METHODS
 
 TICK_SECONDS = 1.0
-FEW_COMPARISONS = 50
+MARK_SECONDS = 3.0
 
 METHOD_CHOICES = [
     ("Reward model\nLearns to score answers as people ranked them. PPO needs one.", "reward"),
@@ -41,6 +41,7 @@ def build(workspace: Workspace) -> None:
         elem_id="train-method",
     )
     data = page.html(elem_id="train-data")
+    weigh = before.weigh_box()
     with gr.Row(elem_classes="pickers"):
         parent = gr.Dropdown(
             [],
@@ -72,17 +73,18 @@ def build(workspace: Workspace) -> None:
         first = sum(len(fields[other]) for other in order[: order.index(name)])
         return list(values[first : first + len(fields[name])])
 
-    def held_out(name: str, values: tuple[Any, ...]) -> float | None:
-        names = [knob.name for knob in form.fields(METHODS[name])]
-        value = dict(zip(names, values_of(name, values), strict=True)).get("validation_fraction")
-        return float(value) if isinstance(value, int | float) else None
+    def settings_of(name: str, values: tuple[Any, ...]) -> dict[str, Any]:
+        return form.read(METHODS[name], values_of(name, values))
 
-    def choose(name: str, parent_id: int | None, reward_id: int | None, *values: Any) -> list[Any]:
+    def choose(
+        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
+    ) -> list[Any]:
         policies = checkpoints.choices(workspace)
         scorers = checkpoints.choices(workspace, ["reward"])
         newest = scorers[0][1] if scorers else None
         return [
-            data_line(workspace, name, held_out(name, values)),
+            described(request, name, weighed, values, measure=False),
+            gr.update(visible=name in before.WEIGHED),
             gr.Dropdown(policies, value=page.keep_choice(policies, parent_id, workspace.base_checkpoint_id)),
             gr.Dropdown(
                 scorers,
@@ -95,16 +97,28 @@ def build(workspace: Workspace) -> None:
             *(gr.update(visible=other == name) for other in order),
         ]
 
-    def facts(name: str, *values: Any) -> str:
-        return data_line(workspace, name, held_out(name, values))
+    def facts(
+        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
+    ) -> str:
+        return described(request, name, weighed, values, measure=False)
+
+    def measured(
+        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
+    ) -> str:
+        return described(request, name, weighed, values, measure=True)
+
+    def described(request: gr.Request, name: str, weighed: bool, values: tuple[Any, ...], measure: bool) -> str:
+        if current_user(request, workspace).role not in page.TRAINERS:
+            return ""
+        return before.view(workspace, name, lambda: settings_of(name, values), weighed, measure)
 
     def begin(
-        request: gr.Request, name: str, parent_id: int | None, reward_id: int | None, *values: Any
+        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
     ) -> tuple[Any, ...]:
         try:
             user = page.trainer(request, workspace)
-            settings = form.read(METHODS[name], values_of(name, values))
-            job_id = jobs.create(workspace, user, name, settings, parent_id=parent_id, reward_id=reward_id)
+            settings, filters = settings_of(name, values), before.filters(name, weighed)
+            job_id = jobs.create(workspace, user, name, settings, filters, parent_id=parent_id, reward_id=reward_id)
         except InputError as error:
             return notice(str(error)), gr.skip()
         told = f"Added as {checkpoints.run_label(job_id)}. Watch it below."
@@ -134,14 +148,16 @@ def build(workspace: Workspace) -> None:
         time.sleep(1)  # a double click must not start two runs
         return gr.update(interactive=True)
 
-    chosen = [method, parent, reward, *flat]
-    form_outputs = [data, parent, reward, *(groups[name] for name in order)]
+    chosen = [method, weigh, parent, reward, *flat]
+    form_outputs = [data, weigh, parent, reward, *(groups[name] for name in order)]
     page.on_show(choose, chosen, form_outputs)
     method.change(choose, chosen, form_outputs, **page.QUIET)
-    for name in order:
-        for knob, field in zip(form.fields(METHODS[name]), fields[name], strict=True):
-            if knob.name == "validation_fraction":
-                field.change(facts, [method, *flat], data, **page.QUIET)
+    edited = [field.change for field in (weigh, *flat)]
+    gr.on(edited, measured, chosen, data, trigger_mode="always_last", **page.QUIET)
+    page.on_show(measured, chosen, [data], on_load=False)
+    mark = gr.State(estimates.mark(workspace))  # changes when the machine's speed has been measured
+    gr.Timer(MARK_SECONDS).tick(lambda: estimates.mark(workspace), None, mark, queue=False, **page.QUIET)
+    mark.change(facts, chosen, data, **page.QUIET)
     known = [line_seen, view.seen]
     live = [line_seen, line, shown, waiting, *view.outputs]
     started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")
@@ -177,47 +193,3 @@ def waiting_line(workspace: Workspace) -> str:
         names = ", ".join(escape(waiting.label) for waiting in behind)
         line = f'<p class="meta">Waiting behind it: {names}. Their order can be changed in the queue.</p>'
     return f"<h2>{title}</h2>{line}"
-
-
-def data_line(workspace: Workspace, method: str, held_out: float | None) -> str:
-    """What a run would learn from, and what is missing where it is too little."""
-    kind = jobs.SNAPSHOT_KINDS[method]
-    counts = snapshots.count(workspace.store, kinds=[kind])
-    share = f"{held_out:.0%} held out by prompt" if held_out else "nothing held out"
-    warning = ""
-    if kind == "preferences":
-        comparisons = counts["comparisons"]
-        ranked = int(
-            scalar(
-                workspace.store.db,
-                "SELECT count(DISTINCT t.prompt_id) FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id"
-                " WHERE f.pairs > 0",
-            )
-        )
-        parts = [
-            _count(comparisons, "comparison"),
-            _count(counts["annotators"], "annotator"),
-            _count(ranked, "prompt"),
-            share,
-        ]
-        if comparisons == 0:
-            warning = "There is nothing to learn from yet: rank some answers in the Rank tab first."
-        elif comparisons < FEW_COMPARISONS:
-            warning = (
-                f"Enough to try it out, too few to learn a taste from. Aim for {FEW_COMPARISONS * 2} comparisons or "
-                "more; one ranking of four answers gives up to six."
-            )
-    elif kind == "demonstrations":
-        parts = [_count(counts["demonstrations"], "demonstration"), share]
-        if not counts["demonstrations"]:
-            warning = "There is nothing to imitate yet: in the Rank tab, put one answer alone at the top."
-    else:
-        parts = [_count(counts["prompts"], "prompt"), "answers are written by the model itself", share]
-        if not counts["prompts"]:
-            warning = "There are no prompts yet: import some in the Data tab."
-    facts = "".join(f"<span>{escape(part)}</span>" for part in parts)
-    return f'<p class="facts"><b>Learns from</b>{facts}</p>{notice(warning, "info")}'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
