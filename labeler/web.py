@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler import auth, invitations, jobs, ui
+from labeler import auth, conversations, invitations, jobs, ui
 from labeler.api import PATH as API
 from labeler.api import create_api
 from labeler.store import one, scalar
@@ -138,6 +138,18 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
             return JSONResponse({"detail": "there is no such export"}, 404)
         kinds = {".csv": "text/csv", ".zip": "application/zip"}
         return FileResponse(path, media_type=kinds.get(path.suffix, "application/jsonl"), filename=path.name)
+
+    @app.get("/conversations/{conversation_id}")
+    def conversation(conversation_id: int, request: Request) -> Response:
+        """One of this person's conversations, as a file."""
+        user = auth.user_of(workspace.store, request.cookies)
+        assert user is not None  # Guard
+        try:
+            found = conversations.export(workspace.store, user, conversation_id)
+        except InputError as error:
+            return JSONResponse({"detail": str(error)}, 404)
+        name = f'attachment; filename="conversation-{conversation_id}.json"'
+        return JSONResponse(found, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
     @app.get("/login")
     def login_page(request: Request) -> Response:

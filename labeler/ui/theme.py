@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 FOLDER = Path(__file__).parent
-STYLES = ("style.css", "rank.css", "cards.css", "panels.css", "markdown.css", "studio.css", "quality.css")
+STYLES = ("style.css", "rank.css", "cards.css", "panels.css", "markdown.css", "studio.css", "quality.css", "chat.css")
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONO_FONT = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
