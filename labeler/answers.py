@@ -169,7 +169,7 @@ class Answers:
             log.exception("answer %d failed", answer.turn_id)
             problem = "Something went wrong in the app; its log says what. Regenerate the answer."
         try:
-            if problem and not answer.text:
+            if reason in ("stopped", "interrupted") and not answer.text:
                 conversations.drop_answer(self.store, answer.turn_id)
             else:
                 self._save(answer, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data.records import InputError, Message
 from labeler import checkpoints, jobs
 from labeler.checkpoints import Checkpoint
-from labeler.turns import Turns
 from labeler.workspace import Workspace
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the page should not wait for it
@@ -66,7 +65,9 @@ class Chat:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._lock = threading.Lock()
-        self._turns = Turns()
+        # One thread computes for everybody: whoever asks again for a token stands at the end of its queue, so that all
+        # answers grow alike, and no threads of torch's for one answer wait busily beside those of another.
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._loading: Future[Base] | None = None
 
     @property
@@ -182,18 +183,19 @@ class Chat:
         from training import cores
 
         training = bool(jobs.list_jobs(self.workspace.store, ["running"]))
-        return _each_in_turn(self._turns, cores.answering(values, self.workspace.chat_lock, training))
+        return self._each(cores.answering(values, self.workspace.chat_lock, training))
 
-
-def _each_in_turn(turns: Turns, values: Iterator[T]) -> Iterator[T]:
-    with closing(values):  # type: ignore[type-var]
-        while True:
-            with turns:
+    def _each(self, values: Iterator[T]) -> Iterator[T]:
+        with closing(values):  # type: ignore[type-var]
+            while True:
                 try:
-                    value = next(values)
-                except StopIteration:
+                    turn = self._model.submit(next, values, None)
+                except RuntimeError:
+                    raise InputError("the app is ending; ask again when it has started") from None
+                value = turn.result()
+                if value is None:
                     return
-            yield value
+                yield value
 
 
 def _result(future: Future[Base]) -> Base:

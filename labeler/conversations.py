@@ -70,10 +70,12 @@ class Conversation:
         return [each for each in self.turns.values() if each.parent_id == turn.parent_id]
 
     def end(self, turn_id: int) -> int:
-        """The end of the newest branch through this turn."""
-        while children := [each.id for each in self.turns.values() if each.parent_id == turn_id]:
-            turn_id = children[-1]
-        return turn_id
+        """The newest turn that came of this one; nothing follows it."""
+        within = {turn_id}
+        for each in self.turns.values():
+            if each.parent_id in within:
+                within.add(each.id)
+        return max(within)
 
     def prompt(self, turn: Turn, system_prompt: str) -> list[Message]:
         """What the model is given to answer `turn`."""

@@ -93,11 +93,12 @@ def build(workspace: Workspace) -> None:
         """Everything the tab shows. Whoever looks is likely to ask, so the model is loaded now."""
 
         def opened(user: User) -> View:
-            chat.load()
             conversation_id = read_optional(data, "conversation_id")
             if conversation_id is not None:
                 conversations.open_conversation(store, user, conversation_id)
-            return whole_view(workspace, answers, user, conversation_id)
+            found = whole_view(workspace, answers, user, conversation_id)
+            chat.load()
+            return found
 
         return answer(request, opened)
 

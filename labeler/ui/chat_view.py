@@ -99,7 +99,7 @@ def turn_view(turn: Turn, scores: dict[int, float] | None) -> View:
         "text": turn.text,
         "html": render(turn.text),
         "facts": facts,
-        "scores": scores or {},
+        "scores": {str(reward_id): score for reward_id, score in (scores or {}).items()},
         "whole": turn.finish_reason in conversations.WHOLE,
         "live": False,
     }

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from labeler.workspace import open_workspace
 from tests.browser.conftest import App, MakeApp, seed_rows
+from tests.browser.test_accessibility import violations
 from tests.labeler.studio import untrained_reward_model, wait_for
 
 ANSWER_MS = 60_000
@@ -30,7 +31,7 @@ def app(make_app: MakeApp) -> App:
 def open_chat(page: Page, app: App) -> None:
     page.goto(app.url)
     page.get_by_role("tab", name="Chat", exact=True).click()
-    expect(page.locator("#chat-checkpoint option").first).to_be_attached()
+    expect(page.locator("#chat-checkpoint option").first).to_be_attached(timeout=ANSWER_MS)
 
 
 def set_length(page: Page, tokens: int) -> None:
@@ -69,6 +70,7 @@ def test_a_conversation_by_clicks(app: App, page: Page) -> None:
     answer.get_by_role("button", name="Version before").click()
     expect(answer.locator(".markdown")).to_have_text(first)
     answer.locator("summary").click()
+    assert violations(page) == []
     answer.get_by_role("button", name="This one is better").click()
     expect(page.locator("#chat-status")).to_contain_text("counts in the next training run")
     expect(answer.locator(".facts")).to_contain_text("better than version 2")
@@ -148,17 +150,17 @@ def test_nothing_is_lost_by_reload_second_browser_and_restart(app: App, page: Pa
 
     # the app is killed in the middle of an answer: what had been kept is there, and said to be a part
     page.locator("#chat-log .bot").get_by_role("button", name="Regenerate").click()
-    newest = "SELECT text, finish_reason FROM turns ORDER BY id DESC LIMIT 1"
-    kept = wait_for(lambda: app.query(newest)[0]["text"])
+    begun = "SELECT id, text FROM turns WHERE role = 'assistant' AND finish_reason IS NULL AND text != ''"
+    kept = wait_for(lambda: app.query(begun))[0]
     app.kill()
-    assert app.query(newest)[0]["finish_reason"] is None
+    assert len(app.query(begun)) == 1
     app.start()
     open_chat(page, app)
     expect(page.locator("#chat-log .facts")).to_contain_text("interrupted when the app ended", timeout=ANSWER_MS)
     expect(page.locator("#chat-send")).to_be_visible()
-    (left,) = app.query(newest)
+    (left,) = app.query("SELECT text, finish_reason FROM turns WHERE id = ?", (kept["id"],))
     assert left["finish_reason"] == "interrupted"
-    assert left["text"].startswith(kept)
+    assert left["text"].startswith(kept["text"])
 
 
 def test_on_a_phone_nothing_is_cut_off(app: App, phone: Page) -> None:
@@ -168,6 +170,7 @@ def test_on_a_phone_nothing_is_cut_off(app: App, phone: Page) -> None:
     assert phone.evaluate(width) <= 390
     phone.locator("#chat-settings > summary").click()
     assert phone.evaluate(width) <= 390
+    assert violations(phone) == []
 
 
 def test_somebody_else_s_conversation_is_not_given_out(app: App) -> None:

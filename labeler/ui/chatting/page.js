@@ -48,7 +48,10 @@ async function open(answering) {
   fill(part("#chat-reward"), [NO_REWARD, ...lists.rewards]);
   const before = shown?.id;
   show(answer.conversation);
-  if (shown && shown.id !== before && shown.settings.checkpoint_id) restore(shown.settings), drawTurns();
+  if (shown && shown.id !== before) {
+    restore(shown.settings);
+    drawTurns(); // with the scores of the reward model that was restored
+  }
   return true;
 }
 
@@ -90,15 +93,20 @@ async function look(series) {
     if (series !== looking) return;
     const answer = await call("chat_look", { conversation_id });
     if (series !== looking) return;
-    if (answer?.conversation) return show(answer.conversation);
-    if (answer) drawLive(answer.turn);
-    else await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    if (!answer) {
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      continue;
+    }
+    say("");
+    if (answer.conversation) return show(answer.conversation);
+    drawLive(answer.turn);
   }
 }
 
 async function send() {
   const text = box.value;
   if (!text.trim()) return say("Write a message first.", "info");
+  if (!lists.knobs) return refresh(); // the app did not answer when the page came
   const button = part("#chat-send");
   if (button.disabled) return; // a double click
   button.disabled = true;
