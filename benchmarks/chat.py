@@ -1,6 +1,6 @@
 """Chat on two cores: how soon an answer begins and how fast it grows, alone, for three people at once, beside a run.
 
-    python -m benchmarks.chat [--model M] [--tokens 64] [--repeats 3]
+    python -m benchmarks.chat [--model M] [--tokens 64] [--repeats 2]
 
 Through the app's own code: answers are written by `labeler.answers` into a real workspace, three checkpoints (random
 adapters, rank 16) answer three people at once on one base, and a real DPO run is started by the worker. First token:
@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         workspace = open_workspace(Path(folder) / "workspace", options.model, seed_file=None)

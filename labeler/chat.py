@@ -93,6 +93,7 @@ class Chat:
             hello: list[Message] = [{"role": "user", "content": "Hello"}]
             for _ in rollout.stream(base, hello, adapter=None, max_new_tokens=1):
                 pass  # the first token of all packs the weights: nobody's answer waits for that
+            base.sha256()  # nor for this: it is compared when the first adapter is attached
             future.set_result(base)
         except BaseException as error:
             future.set_exception(error)
