@@ -160,7 +160,7 @@ def _forget_person(db: Database, user_id: int) -> None:
         "UPDATE users SET name = ?, password_hash = NULL, disabled_at = ? WHERE id = ?",
         [f"erased-{user_id}", time.time(), user_id],
     )
-    for table in ("sessions", "members", "tokens", "qualifications", "invitations"):
+    for table in ("sessions", "members", "tokens", "qualifications", "invitations", "conversations", "system_prompts"):
         if one(db, "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [table]):
             db.execute(f"DELETE FROM {table} WHERE user_id = ?", [user_id])
 

@@ -612,3 +612,60 @@ def m009_checkpoints(db: Database) -> None:
             "CREATE INDEX checkpoints_parent ON checkpoints (parent_id)",
         ],
     )
+
+
+@steps()
+def m010_conversations(db: Database) -> None:
+    """What people and models said to each other in Chat, as trees: a version or a branch is another child."""
+    _run(
+        db,
+        [
+            """CREATE TABLE conversations (
+                id INTEGER PRIMARY KEY,
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                title TEXT NOT NULL,
+                settings TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings)), -- those of the last answer
+                leaf_id INTEGER REFERENCES turns (id) ON DELETE SET NULL, -- the end of the branch that is shown
+                created_at REAL NOT NULL DEFAULT {now},
+                opened_at REAL NOT NULL DEFAULT {now}
+            ) STRICT""",
+            "CREATE INDEX conversations_user ON conversations (user_id, opened_at)",
+            """CREATE TABLE turns (
+                id INTEGER PRIMARY KEY,
+                conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+                parent_id INTEGER REFERENCES turns (id),
+                role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+                text TEXT NOT NULL,
+                checkpoint_id INTEGER REFERENCES checkpoints (id) ON DELETE SET NULL,
+                settings TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings)),
+                num_tokens INTEGER,
+                first_token_seconds REAL, -- from the question to the first token
+                seconds REAL, -- from the first token to the last
+                finish_reason TEXT -- NULL: a question, or still being written
+                    CHECK (finish_reason IN ('stop', 'length', 'stopped', 'interrupted')),
+                created_at REAL NOT NULL DEFAULT {now}
+            ) STRICT""",
+            "CREATE INDEX turns_conversation ON turns (conversation_id, id)",
+            "CREATE INDEX turns_parent ON turns (parent_id)",
+            "CREATE INDEX turns_writing ON turns (id) WHERE role = 'assistant' AND finish_reason IS NULL",
+            """CREATE TABLE turn_scores (
+                turn_id INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+                checkpoint_id INTEGER NOT NULL REFERENCES checkpoints (id) ON DELETE CASCADE,
+                score REAL NOT NULL, -- as the reward model gives it
+                PRIMARY KEY (turn_id, checkpoint_id)
+            ) STRICT, WITHOUT ROWID""",
+            """CREATE TABLE turn_preferences (
+                first_id INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+                second_id INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+                task_id INTEGER NOT NULL REFERENCES tasks (id),
+                PRIMARY KEY (first_id, second_id),
+                CHECK (first_id < second_id)
+            ) STRICT, WITHOUT ROWID""",
+            """CREATE TABLE system_prompts (
+                user_id INTEGER NOT NULL REFERENCES users (id),
+                name TEXT NOT NULL CHECK (length(trim(name)) > 0),
+                text TEXT NOT NULL,
+                PRIMARY KEY (user_id, name)
+            ) STRICT, WITHOUT ROWID""",
+        ],
+    )

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.records import InputError
-from labeler import auth, invitations, jobs, packages, run_comparison, ui
+from labeler import auth, conversations, invitations, jobs, packages, run_comparison, ui
 from labeler.api import PATH as API
 from labeler.api import create_api
 from labeler.store import one, scalar
@@ -157,6 +157,18 @@ def _add_routes(app: FastAPI, workspace: Workspace) -> None:
         name = run_comparison.file_name(chosen, f".{suffix}")
         kind = "text/csv; charset=utf-8" if suffix == "csv" else "image/png"
         return Response(made, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+    @app.get("/conversations/{conversation_id}")
+    def conversation(conversation_id: int, request: Request) -> Response:
+        """One of this person's conversations, as a file."""
+        user = auth.user_of(workspace.store, request.cookies)
+        assert user is not None  # Guard
+        try:
+            found = conversations.export(workspace.store, user, conversation_id)
+        except InputError as error:
+            return JSONResponse({"detail": str(error)}, 404)
+        name = f'attachment; filename="conversation-{conversation_id}.json"'
+        return JSONResponse(found, headers={"Content-Disposition": name, "Cache-Control": "no-store"})
 
     @app.get("/login")
     def login_page(request: Request) -> Response:

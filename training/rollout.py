@@ -6,6 +6,7 @@ what else is in the batch, and a resumed run repeats exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,6 +69,28 @@ def choose(
     if bool(greedy.any()):
         drawn = torch.where(greedy[:, 0], logits.argmax(-1), drawn)
     return drawn
+
+
+def narrow(
+    logits: torch.Tensor, read: Sequence[int], temperature: float, top_k: int, min_p: float, repetition_penalty: float
+) -> torch.Tensor:
+    """Logits (1, V) with unwanted tokens made less likely or impossible.
+
+    `repetition_penalty` (1: none) divides positive and multiplies negative logits of the tokens in `read`
+    (arXiv:1909.05858, section 4.1). Then the `top_k` likeliest are kept (0: all), and those with at least `min_p` times
+    the probability of the likeliest (arXiv:2407.01082).
+    """
+    if repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(read)), device=logits.device)
+        found = logits[:, seen]
+        logits = logits.index_copy(
+            1, seen, torch.where(found > 0, found / repetition_penalty, found * repetition_penalty)
+        )
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    if min_p > 0 and temperature >= GREEDY:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + temperature * math.log(min_p), -torch.inf)
+    return logits
 
 
 BLOCK = 256
@@ -159,10 +182,15 @@ def stream(
     max_new_tokens: int = 256,
     temperature: float = 0.7,
     top_p: float = 0.95,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     system_prompt: str | None = None,
 ) -> Iterator[Token]:
     """Sample one answer token by token. Takes the base's lock for one token at a time, so several streams interleave.
+
+    `top_k`, `min_p` and `repetition_penalty` as in `narrow`.
 
     Raises InputError where the conversation leaves no room in the model's context. Close the generator to stop early.
     """
@@ -179,7 +207,8 @@ def stream(
     with base.using(adapter), torch.no_grad():
         decoding = start_decoding(base, [prompt], 1, max_new_tokens)
     for step in range(max_new_tokens):
-        token = choose(decoding.logits, random[step : step + 1], temperature, top_p)
+        logits = narrow(decoding.logits, [*prompt, *ids], temperature, top_k, min_p, repetition_penalty)
+        token = choose(logits, random[step : step + 1], temperature, top_p)
         ended = int(token) in base.stop_ids
         if not ended:
             ids.append(int(token))

@@ -1,45 +1,62 @@
-"""The Chat tab: talk to the base model or to any policy checkpoint."""
+"""The Chat tab: talk to the base model or to any policy checkpoint.
+
+The widget (chatting/*.js) calls the functions below by name and draws what they answer (chat_view.py says what that
+is). What it shows is in the store, so a reload, another browser or a restart shows the same.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from data.records import InputError, Message
-from labeler import checkpoints
+from data.records import InputError
+from labeler import chat_preferences, conversations
+from labeler.answers import Answers
 from labeler.auth import current_user
-from labeler.chat import Sampling, conversation, of_workspace
-from labeler.ui import page
-from labeler.ui.markdown import render
+from labeler.chat import Sampling, of_workspace
+from labeler.store import explain
+from labeler.ui import theme
+from labeler.ui.chat_view import (
+    View,
+    live_view,
+    read_choices,
+    read_id,
+    read_optional,
+    read_text,
+    view,
+    whole_view,
+)
 from labeler.ui.run_view import notice
+from labeler.users import User
 from labeler.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 REDRAW_SECONDS = 0.05
-"""Between two updates of the page; a token may come faster than a browser needs to draw it."""
+"""Between two updates of the Compare tab; a token may come faster than a browser needs to draw it."""
 
 GENERATION: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "generate"}
-"""Shared with Compare: how many answers may be in the making at once. They take turns, token by token."""
+"""How many comparisons may be in the making at once. They take turns with Chat, token by token."""
 
-PLACEHOLDER = "Your message. Enter sends it."
+SCRIPTS = ("base", "turns", "settings", "page")  # one scope, in this order
+MARKUP = '<section class="chat" aria-label="Chat"><p>Loading …</p></section>'
 
 
 def sampling_fields() -> list[Any]:
-    """Fields for how an answer is drawn, in the order of `Sampling`."""
-    usual = Sampling()
-    return [
-        gr.Slider(0, 2, usual.temperature, step=0.05, label="Temperature", info="0: always the likeliest word."),
-        gr.Slider(
-            0.05, 1, usual.top_p, step=0.05, label="Top-p", info="Draw from the likeliest words up to this share."
-        ),
-        gr.Number(usual.max_new_tokens, label="Maximum length", info="In tokens; a word is about 1.3.", step=1),
-        gr.Number(usual.seed, label="Seed", info="The same seed gives the same answer.", step=1),
-    ]
+    """Gradio fields for how an answer is drawn, in the order of `Sampling`."""
+    return [_sampling_field(getattr(Sampling(), knob.name), **knob.metadata) for knob in fields(Sampling)]
+
+
+def _sampling_field(value: float, low: float, high: float, step: float, label: str, info: str) -> Any:
+    if step < 1:
+        return gr.Slider(low, high, value, step=step, label=label, info=info)
+    return gr.Number(value, label=label, info=info, step=step)
 
 
 def loading(model: str, seconds: float) -> str:
@@ -50,161 +67,147 @@ def loading(model: str, seconds: float) -> str:
     )
 
 
-def display(history: list[Message]) -> list[dict[str, str]]:
-    """The conversation for gr.Chatbot: safe HTML on one line, which its own Markdown leaves as it is."""
-    return [
-        {"role": turn["role"], "content": render(turn["content"]).replace("\n", "&#10;") or "…"} for turn in history
-    ]
-
-
 def build(workspace: Workspace) -> None:
     """Make the tab's content where the caller stands in the page."""
-    chat = of_workspace(workspace)
-    stops: dict[str, threading.Event] = {}  # page -> what its Stop button sets
+    chat, store = of_workspace(workspace), workspace.store
+    answers = Answers(chat)
 
-    with gr.Row(elem_classes="chat-top"):
-        checkpoint = gr.Dropdown([], label="Talk to", scale=3, elem_id="chat-checkpoint")
-        fresh = gr.Button("New conversation", scale=0, min_width=170, elem_id="chat-new")
-    with gr.Accordion("Settings", open=False):
-        system = gr.Textbox(
-            label="System prompt", lines=2, info="Who the model should be. Empty: the model's own default."
+    def answer(request: gr.Request, act: Callable[[User], View]) -> View:
+        """What `act` returns, or what went wrong in words."""
+        try:
+            return act(current_user(request, workspace))
+        except InputError as error:
+            return {"error": f"{str(error)[:1].upper()}{str(error)[1:]}"}
+        except sqlite3.Error as error:
+            log.exception("the Chat tab could not use the database")
+            return {"error": f"Could not be saved: {explain(error)}. What you wrote is still here."}
+        except Exception:  # a mistake of ours: the person must still learn that nothing happened
+            log.exception("the Chat tab failed")
+            return {"error": "Something went wrong in the app; its log says what. What you wrote is still here."}
+
+    def change(request: gr.Request, act: Callable[[User], int]) -> View:
+        """Do it, then show the conversation whose id it gives."""
+        return answer(request, lambda user: {"conversation": view(answers, user, act(user))})
+
+    def chat_open(data: Any, request: gr.Request) -> View:
+        """Everything the tab shows. Whoever looks is likely to ask, so the model is loaded now."""
+
+        def opened(user: User) -> View:
+            conversation_id = read_optional(data, "conversation_id")
+            if conversation_id is not None:
+                conversations.open_conversation(store, user, conversation_id)
+            found = whole_view(workspace, answers, user, conversation_id)
+            chat.load()
+            return found
+
+        return answer(request, opened)
+
+    def chat_look(data: Any, request: gr.Request) -> View:
+        """The answer that is being written, as far as it has come; the conversation once it has ended."""
+
+        def look(user: User) -> View:
+            conversation_id = read_id(data, "conversation_id")
+            writing = answers.find(conversation_id)
+            if writing is None or writing.user_id != user.id:
+                return {"conversation": view(answers, user, conversation_id)}
+            return {"turn": live_view(writing)}
+
+        return answer(request, look)
+
+    def chat_ask(data: Any, request: gr.Request) -> View:
+        """Say something; the answer begins."""
+
+        def ask(user: User) -> View:
+            conversation_id = answers.ask(
+                user, read_text(data, "text"), read_optional(data, "conversation_id"), read_choices(data)
+            )
+            return whole_view(workspace, answers, user, conversation_id)
+
+        return answer(request, ask)
+
+    def chat_edit(data: Any, request: gr.Request) -> View:
+        """Say something else in an earlier place: a branch."""
+        return change(
+            request,
+            lambda user: answers.edit(user, read_id(data, "turn_id"), read_text(data, "text"), read_choices(data)),
         )
-        with gr.Row(elem_classes="knobs"):
-            settings = sampling_fields()
-    log = gr.Chatbot(
-        show_label=False,
-        label="Conversation",
-        height="50vh",
-        sanitize_html=True,
-        allow_tags=False,
-        latex_delimiters=[],
-        feedback_options=None,
-        buttons=["copy"],
-        layout="bubble",
-        placeholder="Choose a checkpoint above and say something.",
-        elem_id="chat-log",
+
+    def chat_again(data: Any, request: gr.Request) -> View:
+        """Another version of an answer."""
+        return change(request, lambda user: answers.again(user, read_id(data, "turn_id"), read_choices(data)))
+
+    def chat_stop(data: Any, request: gr.Request) -> View:
+        """Let the answer end here."""
+
+        def stop(user: User) -> int:
+            conversation_id = read_id(data, "conversation_id")
+            conversations.get(store.db, user, conversation_id)
+            answers.stop(conversation_id)
+            return conversation_id
+
+        return change(request, stop)
+
+    def chat_choose(data: Any, request: gr.Request) -> View:
+        """Show another version of a turn."""
+        return change(request, lambda user: conversations.choose(store, user, read_id(data, "turn_id")))
+
+    def chat_prefer(data: Any, request: gr.Request) -> View:
+        """One version is better than another, or as good."""
+
+        def prefer(user: User) -> int:
+            better, other = read_id(data, "turn_id"), read_id(data, "other_id")
+            chat_preferences.prefer(store, user, better, other, data.get("tie") is True)
+            return conversations.of_turn(store.db, user, better)[0].id
+
+        return change(request, prefer)
+
+    def chat_score(data: Any, request: gr.Request) -> View:
+        """Have the chosen reward model score the answers that are shown."""
+
+        def score(user: User) -> int:
+            conversation_id = read_id(data, "conversation_id")
+            answers.score(user, conversation_id, read_id(data, "reward_id"))
+            return conversation_id
+
+        return change(request, score)
+
+    def chat_rename(data: Any, request: gr.Request) -> View:
+        """Give a conversation another title."""
+
+        def rename(user: User) -> View:
+            conversation_id = read_id(data, "conversation_id")
+            conversations.rename(store, user, conversation_id, read_text(data, "title"))
+            return whole_view(workspace, answers, user, conversation_id)
+
+        return answer(request, rename)
+
+    def chat_delete(data: Any, request: gr.Request) -> View:
+        """Delete a conversation; what is open then is the one before."""
+
+        def delete(user: User) -> View:
+            conversation_id = read_id(data, "conversation_id")
+            conversations.delete(store, user, conversation_id)
+            answers.stop(conversation_id)
+            return whole_view(workspace, answers, user, None)
+
+        return answer(request, delete)
+
+    def chat_preset(data: Any, request: gr.Request) -> View:
+        """Keep a system prompt under a name, or take it away."""
+
+        def keep(user: User) -> View:
+            conversations.save_preset(store, user, read_text(data, "name"), read_text(data, "text"))
+            return {"own_presets": conversations.presets(store, user)}
+
+        return answer(request, keep)
+
+    gr.HTML(
+        html_template=MARKUP,
+        js_on_load="\n".join(theme.script(f"chatting/{name}.js") for name in SCRIPTS),
+        server_functions=[
+            *(chat_open, chat_look, chat_ask, chat_edit, chat_again, chat_stop, chat_choose),
+            *(chat_prefer, chat_score, chat_rename, chat_delete, chat_preset),
+        ],
+        apply_default_css=False,
+        elem_id="chat",
     )
-    status = page.html(elem_id="chat-status")
-    with gr.Row(elem_classes="chat-input"):
-        box = gr.Textbox(
-            show_label=False,
-            label="Message",
-            placeholder=PLACEHOLDER,
-            lines=1,
-            max_lines=8,
-            scale=5,
-            elem_id="chat-box",
-        )
-        send = gr.Button("Send", variant="primary", scale=0, min_width=100, elem_id="chat-send")
-        stop = gr.Button("Stop", variant="stop", scale=0, min_width=100, visible=False, elem_id="chat-stop")
-    history: Any = gr.State([])  # on the server: what the page sends back is never trusted to be what was said
-
-    outputs = [history, log, status, box, send, stop]
-
-    def frame(turns: list[Message], line: Any, text: Any = None, busy: bool = False) -> list[Any]:
-        return [turns, display(turns), line, gr.skip() if text is None else text, *buttons(busy)]
-
-    def buttons(busy: bool) -> list[Any]:
-        return [gr.update(visible=not busy), gr.update(visible=busy)]
-
-    def answer(
-        request: gr.Request, turns: list[Message], typed: str, checkpoint_id: int, prompt: str, sampling: Sampling
-    ) -> Iterator[list[Any]]:
-        """Stream the answer to `turns`, which end with the user's message; `typed` goes back to the box on an error."""
-        key = request.session_hash or ""
-        stopped = stops[key] = threading.Event()
-        try:
-            for seconds in chat.wait():
-                yield frame(turns, loading(workspace.base_model, seconds), "", busy=True)
-            name = chat.checkpoint(checkpoint_id).name
-            started = drawn = time.monotonic()
-            text, count, reason = "", 0, None
-            with closing(chat.stream(checkpoint_id, conversation(turns, prompt), sampling)) as stream:  # type: ignore[type-var]
-                yield frame([*turns, _reply("")], status_line(name, 0, 0.0, None), "", busy=True)
-                for text, count, reason in stream:
-                    if stopped.is_set():
-                        reason = "stopped"
-                        break
-                    if time.monotonic() - drawn > REDRAW_SECONDS:
-                        drawn = time.monotonic()
-                        line = status_line(name, count, drawn - started, None)
-                        yield frame([*turns, _reply(text)], line, busy=True)
-            yield frame([*turns, _reply(text)], status_line(name, count, time.monotonic() - started, reason), busy=True)
-        except InputError as error:
-            yield frame(turns[:-1], notice(str(error)), typed, busy=True)
-        finally:
-            stops.pop(key, None)
-
-    def respond(
-        request: gr.Request, typed: str, turns: list[Message], checkpoint_id: int, prompt: str, *sampling: Any
-    ) -> Iterator[list[Any]]:
-        try:
-            current_user(request, workspace)
-            drawn = Sampling(*sampling)
-        except InputError as error:
-            yield frame(turns, notice(str(error)))
-            return
-        if not typed or not typed.strip():
-            yield frame(turns, notice("Write a message first.", "info"))
-            return
-        yield from answer(request, [*turns, Message(role="user", content=typed)], typed, checkpoint_id, prompt, drawn)
-
-    def retry(
-        request: gr.Request, turns: list[Message], checkpoint_id: int, prompt: str, *sampling: Any
-    ) -> Iterator[list[Any]]:
-        """Answer the last message again, with the next seed, since the same one would give the same answer."""
-        try:
-            current_user(request, workspace)
-            drawn = Sampling(*sampling)
-        except InputError as error:
-            yield [*frame(turns, notice(str(error))), gr.skip()]
-            return
-        kept = turns[: _last_question(turns) + 1]
-        if not kept:
-            return
-        drawn = Sampling(drawn.temperature, drawn.top_p, drawn.max_new_tokens, (drawn.seed + 1) % 2**31)
-        for update in answer(request, kept, kept[-1]["content"], checkpoint_id, prompt, drawn):
-            yield [*update, drawn.seed]
-
-    def undo(turns: list[Message]) -> list[Any]:
-        index = _last_question(turns)
-        return frame(turns[: max(index, 0)], "", turns[index]["content"] if index >= 0 else "")
-
-    def halt(request: gr.Request) -> None:
-        event = stops.get(request.session_hash or "")
-        if event is not None:
-            event.set()
-
-    def refresh(chosen: Any) -> Any:
-        choices = checkpoints.choices(workspace)
-        return gr.Dropdown(choices, value=page.keep_choice(choices, chosen, workspace.base_checkpoint_id))
-
-    asked = [box, history, checkpoint, system, *settings]
-    answered = (
-        gr.on([send.click, box.submit], respond, asked, outputs, **page.QUIET, **GENERATION),
-        log.retry(retry, asked[1:], [*outputs, settings[-1]], **page.QUIET, **GENERATION),
-    )
-    for event in answered:  # Send comes back when the last word has reached the page, not before
-        event.then(lambda: buttons(False), None, [send, stop], **page.QUIET)
-    log.undo(undo, history, outputs, queue=False, **page.QUIET)
-    gr.on([fresh.click, log.clear], lambda: frame([], "", ""), None, outputs, queue=False, **page.QUIET)
-    stop.click(halt, None, None, queue=False, **page.QUIET)
-    page.on_show(refresh, [checkpoint], [checkpoint])
-    checkpoint.focus(refresh, checkpoint, checkpoint, queue=False, **page.QUIET)
-
-
-def status_line(name: str, count: int, seconds: float, reason: str | None) -> str:
-    """Who answers, how long and how fast; and why it ended, where that is not of itself."""
-    if count == 0 and reason is None:
-        return notice(f"{name} reads …", "quiet")
-    speed = f" · {count / seconds:.0f} tokens/s" if seconds > 0.2 and count > 1 else ""
-    why = {"length": " · cut at the maximum length", "stopped": " · stopped"}.get(reason or "", "")
-    return notice(f"{name} · {count} token{'' if count == 1 else 's'}{speed}{why}", "quiet")
-
-
-def _reply(text: str) -> Message:
-    return Message(role="assistant", content=text)
-
-
-def _last_question(turns: list[Message]) -> int:
-    return max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=-1)

@@ -14,6 +14,7 @@ STYLES = (
     "panels.css",
     "markdown.css",
     "studio.css",
+    "chat.css",
     "runs.css",
     "quality.css",
     "checkpoints.css",

@@ -42,8 +42,7 @@ def open_tab(page: Page, name: str) -> None:
 def ask(page: Page, question: str) -> None:
     """Ask the newest checkpoint in Chat, and all that Compare proposes."""
     open_tab(page, "Chat")
-    page.locator("#chat-checkpoint input").click()
-    page.get_by_role("option").nth(1).click()
+    page.locator("#chat-checkpoint").select_option(index=1)
     page.locator("#chat-box textarea").fill(question)
     page.locator("#chat-box textarea").press("Enter")
     expect(page.locator("#chat-stop")).to_be_visible(timeout=60_000)

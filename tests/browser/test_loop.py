@@ -82,11 +82,6 @@ def unfold(page: Page, title: str) -> None:
     page.locator("button.label-wrap", has_text=title).locator("visible=true").click()
 
 
-def choose(page: Page, selector: str, option: str) -> None:
-    page.locator(f"{selector} input").click()
-    page.get_by_role("option", name=option, exact=True).click()
-
-
 def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
     app = make_app(seed_rows(4))
 
@@ -135,7 +130,7 @@ def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
 
     # its checkpoint answers in Chat, growing
     open_tab(page, app, "Chat")
-    choose(page, "#chat-checkpoint", name)
+    page.locator("#chat-checkpoint").select_option(label=name)
     page.locator("#chat-box textarea").fill("What is a good name for a cat?")
     page.locator("#chat-box textarea").press("Enter")
     expect(page.locator("#chat-stop")).to_be_visible()
@@ -144,7 +139,7 @@ def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
     lengths = []
     while page.locator("#chat-stop").is_visible():
         lengths.append(len(answer.inner_text()))
-    expect(page.locator("#chat-status")).to_contain_text(re.compile(rf"{re.escape(name)} · \d+ tokens"))
+    expect(answer.locator(".facts")).to_contain_text(re.compile(rf"{re.escape(name)} · seed 0 · \d+ tokens"))
     assert len(set(lengths)) >= 3, f"the answer did not grow: {lengths}"
     assert lengths[0] < lengths[-1]
 
@@ -260,10 +255,9 @@ def test_what_is_wrong_is_said_beside_the_form(make_app: MakeApp, page: Page) ->
 def test_chat_stops_and_shows_hostile_text_as_text(ranked: App, page: Page) -> None:
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     open_tab(page, ranked, "Chat")
-    unfold(page, "Settings")
-    longest = page.get_by_label("Maximum length").locator("visible=true")
+    page.locator("#chat-settings > summary").click()
+    longest = page.locator("#chat-settings").get_by_label("Maximum length")
     longest.fill("1900")
-    longest.blur()
     box = page.locator("#chat-box textarea")
     box.fill("<img src=x onerror=alert(1)><script>alert(2)</script> ${alert(3)} {{alert(4)}} [x](javascript:alert(5))")
     box.press("Enter")
@@ -271,7 +265,7 @@ def test_chat_stops_and_shows_hostile_text_as_text(ranked: App, page: Page) -> N
     expect(page.locator("#chat-stop")).to_be_visible()
     page.locator("#chat-stop").click()
     expect(page.locator("#chat-send")).to_be_visible(timeout=RUN_MS)
-    expect(page.locator("#chat-status")).to_contain_text("stopped")
+    expect(page.locator("#chat-log .bot .facts").last).to_contain_text("stopped")
     question = page.locator("#chat-log .user.message").last
     expect(question).to_contain_text("<img src=x onerror=alert(1)>")
     expect(question).to_contain_text("${alert(3)} {{alert(4)}}")

@@ -1,4 +1,4 @@
-"""Chat on a tiny model: the right adapter answers, what is too long is said, hostile text stays text."""
+"""Chat on a tiny model: the right adapter answers, what is too long is said, settings are checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from data.records import InputError
 from labeler import chat
 from labeler.chat import Chat, Sampling, conversation
-from labeler.ui.chat import display
 from labeler.workspace import Workspace
 from tests.labeler.studio import QUESTION, SHORT, checkpoint_ids, small_workspace
 
@@ -120,14 +119,3 @@ def test_settings_are_checked(settings: dict, message: str) -> None:
 def test_the_system_prompt_stands_in_front() -> None:
     assert conversation(QUESTION, "  Be brief. ")[0] == {"role": "system", "content": "Be brief."}
     assert conversation(QUESTION, "  ") == QUESTION
-
-
-def test_messages_are_shown_as_safe_html_on_one_line() -> None:
-    hostile = (
-        "<img src=x onerror=alert(1)> ![x](http://e.invalid/x.png)\n\n```\na\n\n<b>\n```\n[l](javascript:alert(1))"
-    )
-    [shown] = display([{"role": "assistant", "content": hostile}])
-    assert "<img" not in shown["content"]
-    assert "<b>" not in shown["content"]
-    assert 'href="javascript' not in shown["content"]
-    assert "\n" not in shown["content"]

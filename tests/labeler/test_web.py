@@ -15,8 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from data.records import InputError
-from labeler import invitations, projects, ui, users
-from labeler.store import scalar
+from labeler import conversations, invitations, projects, ui, users
+from labeler.store import rows, scalar
 from labeler.web import check_host, create_app, is_loopback
 from labeler.workspace import Workspace
 from tests.labeler.labels import make_workspace
@@ -295,6 +295,28 @@ def test_an_export_is_for_leads(closed_app: tuple[TestClient, Workspace]) -> Non
     assert answer.status_code == 200
     assert len(answer.text.splitlines()) == 2
     assert client.get("/snapshots/99").status_code == 404
+
+
+def test_nobody_reads_or_changes_the_conversations_of_others(closed_app: tuple[TestClient, Workspace]) -> None:
+    client, workspace = closed_app
+    ann = users.check_password(workspace.store, "ann", "correct horse")
+    assert ann is not None
+    with workspace.store.write() as db:
+        conversations.ask(db, ann, "Between us?", None)
+    (row,) = rows(workspace.store.db, "SELECT id, conversation_id FROM turns")
+    sampled = {"checkpoint_id": workspace.base_checkpoint_id, "sampling": {}}
+    asked = {"conversation_id": row["conversation_id"], "turn_id": row["id"], "other_id": row["id"], "reward_id": 1}
+    asked |= {"title": "mine", "text": "Hello?", "settings": sampled}
+    before = rows(workspace.store.db, "SELECT * FROM conversations"), rows(workspace.store.db, "SELECT * FROM turns")
+    log_in(client, "lea")
+    for function in ("open", "look", "ask", "edit", "again", "stop", "choose", "prefer", "score", "rename", "delete"):
+        answer = call(client, f"chat_{function}", asked).json()
+        assert "gone or is not yours" in answer["error"], function
+    assert client.get(f"/conversations/{row['conversation_id']}").status_code == 404
+    now = rows(workspace.store.db, "SELECT * FROM conversations"), rows(workspace.store.db, "SELECT * FROM turns")
+    assert now == before
+    log_in(client, "ann")
+    assert client.get(f"/conversations/{row['conversation_id']}").json()["messages"][0]["content"] == "Between us?"
 
 
 def test_the_database_cannot_be_fetched(open_app: tuple[TestClient, Workspace]) -> None:

@@ -13,7 +13,7 @@ from training.config import SFTConfig
 from training.generate import sample_all
 from training.loop import token_log_probs
 from training.packs import Group, packs
-from training.rollout import choose, sample, stream, uniforms
+from training.rollout import choose, narrow, sample, stream, uniforms
 
 
 def draws(count, prompts, length=8, seed=0):
@@ -88,6 +88,26 @@ def test_stream_says_what_the_batch_says(base):
     assert found[-1].text_so_far == base.tokenizer.decode(batch.ids, skip_special_tokens=True)
     assert [t.finish_reason for t in found[:-1]] == [None] * (len(found) - 1)
     assert found[-1].finish_reason in ("stop", "length")
+
+
+def test_narrowing_follows_its_definitions():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    assert narrow(logits, [0, 0, 3], 1.0, 0, 0.0, 2.0).tolist() == [[1.0, 1.0, 0.0, -2.0]]
+    kept = narrow(logits, [], 1.0, 2, 0.0, 1.0)
+    assert kept.isfinite().tolist() == [[True, True, False, False]]
+    # at temperature 2 the second word has exp(-0.5) = 0.61 of the first one's probability, the third exp(-1) = 0.37
+    kept = narrow(logits, [], 2.0, 0, 0.4, 1.0)
+    assert kept.isfinite().tolist() == [[True, True, False, False]]
+    assert narrow(logits, [1], 1.0, 0, 0.0, 1.0) is logits
+
+
+def test_stream_narrows(base):
+    messages = [{"role": "user", "content": "Name a colour."}]
+    plain, one = (
+        list(stream(base, messages, adapter=None, max_new_tokens=6, temperature=t, top_k=k, seed=4))[-1]
+        for t, k in ((0.0, 0), (1.0, 1))
+    )
+    assert one == plain
 
 
 def test_stream_refuses_what_the_context_cannot_hold(base):
