@@ -572,3 +572,21 @@ def m006_tokens(db: Database) -> None:
 def m007_adjudications(db: Database) -> None:
     """Which tasks a lead has settled is asked for every snapshot."""
     _run(db, ["CREATE INDEX assignments_adjudicate ON assignments (task_id) WHERE purpose = 'adjudicate'"])
+
+
+@steps()
+def m008_queue(db: Database) -> None:
+    """Runs that wait for one another, in an order that people change; projects that a sampling run makes."""
+    _run(
+        db,
+        [
+            "ALTER TABLE jobs ADD COLUMN position INTEGER NOT NULL DEFAULT 0",  # the lowest that waits starts next
+            """UPDATE jobs SET position =
+                (SELECT count(*) FROM jobs AS o WHERE (o.queued_at, o.id) <= (jobs.queued_at, jobs.id))""",
+            "ALTER TABLE jobs ADD COLUMN parent_job TEXT REFERENCES jobs (id)",  # starts from its last checkpoint
+            "ALTER TABLE jobs ADD COLUMN reward_job TEXT REFERENCES jobs (id)",  # is rewarded by its last checkpoint
+            "ALTER TABLE jobs ADD COLUMN stopped_by TEXT REFERENCES jobs (id)",  # the run whose end cancelled this one
+            "ALTER TABLE projects ADD COLUMN job_id TEXT REFERENCES jobs (id)",  # the sampling run that fills it
+            "CREATE UNIQUE INDEX projects_job ON projects (job_id) WHERE job_id IS NOT NULL",
+        ],
+    )

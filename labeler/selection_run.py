@@ -1,58 +1,26 @@
 """A selection's process: python -m labeler.selection_run --output WORKSPACE/runs/0007-select
 
 Writes the project's tasks to a file, has `python -m training score` score them, and hands what it says to the store.
-Keeps to a run folder's status.json, so the worker looks after it as after a training run; SIGTERM ends both processes.
+SIGTERM ends both processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from data.formats import read_rows, write_rows
 from data.records import InputError
 from labeler import jobs, selection
+from labeler.local_run import Status, main
 from labeler.store import Store
 from labeler.workspace import DATABASE_NAME
-from training.files import write_json
 
 PROGRESS = re.compile(r"(?P<what>.+): (?P<done>\d+) of (?P<total>\d+), (?P<left>\d+) s left")
-
-
-def main() -> int:
-    """Carry out the selection that the folder's config.json asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m labeler.selection_run", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="the run's folder in the workspace")
-    folder = parser.parse_args().output.resolve()
-    status = Status(folder)
-    try:
-        result = run(folder, status)
-    except InputError as error:
-        status.write("failed", message=str(error))
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    status.write("finished", result=result)
-    print(json.dumps(result))
-    return 0
-
-
-class Status:
-    """The folder's status.json."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file, self.started = folder / "status.json", time.time()
-        self.write("running", message="loading")
-
-    def write(self, state: str, **more: Any) -> None:
-        known = {"state": state, "method": jobs.SELECT, "pid": os.getpid(), "started_at": self.started}
-        write_json(self.file, {**known, "updated_at": time.time(), **more})
 
 
 def run(folder: Path, status: Status) -> dict[str, Any]:
@@ -95,4 +63,4 @@ def run(folder: Path, status: Status) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(jobs.SELECT, __doc__, run))

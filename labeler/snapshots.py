@@ -96,13 +96,21 @@ def write_snapshot(
 
     Raises InputError where no row passes the filters; no file is left then.
     """
+    chosen, counts = write_file(store, path, kind, filters)
+    return remember(store, path, kind, "rows", chosen, counts, created_by)
+
+
+def write_file(
+    store: Store, path: Path, kind: str, filters: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write the rows and nothing else: the filters with the high-water mark, and the counts, for `remember`."""
     if kind not in KINDS:
         raise InputError(f"unknown kind of data {kind!r}; use one of {', '.join(KINDS)}")
     with reading(store, filters) as (db, chosen):
         made = {"preferences": rankings, "demonstrations": demonstrations, "prompts": prompts}[kind](db, chosen)
         tally = _Tally(preferences=kind == "preferences")
         write_rows(path, tally.passing(required(made, kind)))
-    return remember(store, path, kind, "rows", chosen, tally.counts(), created_by)
+    return chosen, tally.counts()
 
 
 @contextmanager

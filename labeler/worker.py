@@ -20,7 +20,8 @@ from typing import IO, Any
 
 import psutil
 
-from labeler import checkpoints, jobs
+from data.records import InputError
+from labeler import chains, checkpoints, jobs
 from labeler.jobs import Job
 from labeler.workspace import Workspace
 from training import CHAT_LOCK, run_folder
@@ -109,6 +110,11 @@ class Worker:
 
     def _launch(self, job: Job) -> None:
         folder = self._folder(job)
+        try:
+            chains.resolve(self.workspace, job)
+        except InputError as error:
+            jobs.close(self.workspace.store, job.id, "failed", str(error), None)
+            return
         words = jobs.command(self.workspace, job)
         environment = {
             **os.environ,
@@ -154,7 +160,7 @@ class Worker:
             if overdue or time.monotonic() - self._asked.get(job.id, -math.inf) > ASK_AGAIN_SECONDS:
                 first = job.id not in self._asked
                 self._asked[job.id] = time.monotonic()
-                by_launcher = bool(self.workspace.launcher) and job.method != jobs.SELECT
+                by_launcher = bool(self.workspace.launcher) and job.method not in jobs.LOCAL
                 self._ask_to_stop(job.pid, folder, first, overdue, by_launcher)
 
     def _ask_to_stop(self, pid: int, folder: Path, first: bool, overdue: bool, by_launcher: bool) -> None:

@@ -34,21 +34,24 @@ def sample_all(
     seed: int = 0,
     batch_size: int = 32,
     on_batch: Any = None,
+    keys: Sequence[tuple[int, int]] | None = None,
 ) -> list[list[Sample]]:
     """`num_completions` samples of every prompt, in the prompts' order; at most `batch_size` are sampled at once.
 
     Prompts of like length share a batch, the longest first: what does not fit into memory fails at the start, and the
-    time left is not promised too short.
+    time left is not promised too short. `keys` are two numbers a prompt that, beside the seed, key its random stream
+    (None: 0 and its place), so that a sample does not depend on what else is sampled.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     heat = np.broadcast_to(np.asarray(temperature, dtype=np.float32), (num_completions,))
     results: list[list[Sample]] = [[] for _ in prompts]
+    keys = keys or [(0, i) for i in range(len(prompts))]
     size = max(1, batch_size // num_completions)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         for first in range(0, num_completions, batch_size):
             numbers = range(first, min(first + batch_size, num_completions))
-            random = np.array([[uniforms(seed, 0, i, k, max_new_tokens) for k in numbers] for i in chosen])
+            random = np.array([[uniforms(seed, *keys[i], k, max_new_tokens) for k in numbers] for i in chosen])
             found = sample(
                 base, [prompts[i] for i in chosen], random, adapter=adapter,
                 temperature=heat[numbers.start : numbers.stop].tolist(), top_p=top_p,
