@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlite_utils import Database
 
+from data.records import InputError
 from labeler import checkpoints, jobs, leaderboard
 from labeler.agreement import Figure
 from labeler.checkpoints import Checkpoint
@@ -23,10 +25,13 @@ from labeler.jobs import Job
 from labeler.leaderboard import Vote
 from labeler.quality import wilson
 from labeler.store import Store, one, rows, scalar
+from labeler.users import User
 from labeler.workspace import Workspace
 
 POLICY_METHODS = ("dpo", "ppo")
 KL = {"dpo": "eval/kl", "ppo": "objective/kl"}
+ASKERS = ("lead", "researcher", "owner")
+"""Roles that may ask for a learning curve."""
 NEWEST = 20_000
 """Rankings that the ceiling looks at."""
 
@@ -71,7 +76,7 @@ def _round(store: Store, job: Job, cast: Sequence[Vote]) -> Round:
 
 
 def _labels(store: Store, job: Job) -> int | None:
-    """Rankings in the snapshot that the labels came from: PPO's own snapshot holds prompts, its reward model's theirs."""
+    """Rankings in the snapshot that it learned from; PPO's own holds prompts, so that of its reward model."""
     learner = job.id
     if job.reward_checkpoint_id is not None:
         learner = scalar(store.db, "SELECT run_id FROM checkpoints WHERE id = ?", [job.reward_checkpoint_id])
@@ -134,7 +139,12 @@ def choose_prompts(store: Store, count: int, seed: int = 0) -> tuple[list[int], 
     chance = np.random.default_rng(seed).random(len(found))
     order = sorted(
         range(len(found)),
-        key=lambda i: (found[i]["rounds"], found[i]["disagreement"] is None, -(found[i]["disagreement"] or 0), chance[i]),
+        key=lambda i: (
+            found[i]["rounds"],
+            found[i]["disagreement"] is None,
+            -(found[i]["disagreement"] or 0),
+            chance[i],
+        ),
     )[:count]
     return [found[i]["id"] for i in order], sum(found[i]["disagreement"] is not None for i in order)
 
@@ -145,7 +155,7 @@ def next_number(db: Database) -> int:
     return next(number for number in range(1, len(taken) + 2) if f"Round {number}" not in taken)
 
 
-# -- whether more labels are worth it ------------------------------------------------------------------------------------
+# -- whether more labels are worth it ----------------------------------------------------------------------------------
 
 
 def ceiling(db: Database) -> Figure:
@@ -172,11 +182,31 @@ def ceiling(db: Database) -> Figure:
                     same, total = same + int(x == y), total + 1
     if not total:
         return Figure(None)
-    return Figure(*(_knowing(share) for share in (same / total, *wilson(same, total))), total)
+    value, low, high = (_knowing(share) for share in (same / total, *wilson(same, total)))
+    return Figure(value, low, high, total)
 
 
 def _knowing(agree: float) -> float:
     return (1 + math.sqrt(max(0.0, 2 * agree - 1))) / 2
+
+
+MOST = 1000
+"""Rankings that a learning curve reads."""
+
+
+def ask_curve(workspace: Workspace, user: User) -> str:
+    """Queue a run that says what more labels would buy (`training.learning_curve`); its id.
+
+    Raises InputError where the user may not, or nothing was ranked.
+    """
+    if user.role not in ASKERS:
+        raise InputError(f"{user.name} may not start runs; ask a researcher or a lead")
+    base = workspace.base_checkpoint_id
+
+    def config(data: Path) -> dict[str, Any]:
+        return {"data": str(data), "base_model": workspace.base_model, "most": MOST}
+
+    return jobs.add(workspace, user, jobs.CURVE, "preferences", {}, config, base, None)
 
 
 def newest_curve(store: Store) -> Job | None:
@@ -192,9 +222,9 @@ def describe_curve(result: dict[str, Any], top: Figure) -> str:
     gains = last - first
     fifth = result["comparisons"][-1] - result["comparisons"][-2]
     text = (
-        f"With all {result['comparisons'][-1]:,} comparisons of {result['prompts'][-1]:,} prompts a linear reward model "
-        f"is right on {last.mean():.1%} of about {result['n']:,} held-out ones. The last {fifth:,} of them changed that "
-        f"by {100 * gains.mean():+.1f} points ({100 * gains.min():+.1f} to {100 * gains.max():+.1f} over "
+        f"With all {result['comparisons'][-1]:,} comparisons of {result['prompts'][-1]:,} prompts a linear reward "
+        f"model is right on {last.mean():.1%} of about {result['n']:,} held-out ones. The last {fifth:,} of them "
+        f"changed that by {100 * gains.mean():+.1f} points ({100 * gains.min():+.1f} to {100 * gains.max():+.1f} over "
         f"{len(gains)} splits)."
     )
     if top.value is None:
@@ -205,6 +235,8 @@ def describe_curve(result: dict[str, Any], top: Figure) -> str:
         return text + " The curve still climbs in every split: more labels are worth collecting."
     if room < 0.02:
         return text + " That is reached: more labels of this kind will hardly help."
-    return text + " The splits do not agree that it still climbs: more labels may help little; better agreement, or a " + (
-        "trained reward model instead of a linear one, may help more."
+    return (
+        text
+        + " The splits do not agree that it still climbs: more labels may help little; better agreement, or a "
+        + ("trained reward model instead of a linear one, may help more.")
     )

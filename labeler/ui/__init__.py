@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from labeler.ui import chat, compare, quality, rank, runs, team, theme, train
+from labeler.ui import chat, compare, quality, rank, rounds, runs, team, theme, train
 from labeler.ui import data as data_tab
 from labeler.workspace import Workspace
 
@@ -14,13 +14,14 @@ TABS = (
     ("Compare", compare.build),
     ("Train", train.build),
     ("Runs", runs.build),
+    ("Rounds", rounds.build),
     ("Quality", quality.build),
     ("Data", data_tab.build),
     ("Team", team.build),
 )
 
 HIDDEN_TABS = {
-    "annotator": ("Train", "Runs", "Quality", "Data", "Team"),
+    "annotator": ("Train", "Runs", "Rounds", "Quality", "Data", "Team"),
     "lead": ("Train",),
     "researcher": ("Team",),
 }
