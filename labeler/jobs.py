@@ -30,9 +30,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 SNAPSHOT_KINDS = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
 """What each method learns from."""
 
-SELECT, SAMPLE = "select", "sample"
-"""Runs that train nothing: they order a project's tasks (`labeler.selection`), or make one (`labeler.sampling`)."""
-LOCAL = {SELECT: "labeler.selection_run", SAMPLE: "labeler.sampling_run"}
+SELECT, SAMPLE, CURVE = "select", "sample", "curve"
+"""Runs that train nothing: they order a project's tasks (`labeler.selection`), make one (`labeler.sampling`), or say
+what more labels would buy (`labeler.rounds`)."""
+LOCAL = {SELECT: "labeler.selection_run", SAMPLE: "labeler.sampling_run", CURVE: "labeler.curve_run"}
 """Their modules. They run here even where a launcher runs the training elsewhere, since they write to the store."""
 
 TITLES = {
@@ -42,6 +43,7 @@ TITLES = {
     "ppo": "PPO",
     SELECT: "Selection",
     SAMPLE: "Sampling",
+    CURVE: "Learning curve",
 }
 
 OPEN_STATES = ("queued", "running")

@@ -7,15 +7,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.records import InputError
 from training.files import write_json
+
+PROGRESS = re.compile(r"(?P<what>.+): (?P<done>\d+) of (?P<total>\d+), (?P<left>\d+) s left")
 
 
 class Stopped(BaseException):
@@ -53,6 +58,39 @@ def main(method: str, description: str | None, run: Callable[[Path, Status], dic
     status.write("finished", result=result)
     print(json.dumps(result))
     return 0
+
+
+def follow(words: Sequence[str], status: Status) -> dict[str, Any]:
+    """Carry out a command of `python -m training`, its progress in our status and log; the result that it prints.
+
+    Raises InputError with its own last line where it fails. It ends with us.
+    """
+    last, printed = "", list[str]()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        reader = threading.Thread(target=printed.extend, args=(child.stdout,), daemon=True)
+        reader.start()
+        try:
+            for line in child.stderr:
+                sys.stderr.write(line)
+                last = line.strip() or last
+                if found := PROGRESS.fullmatch(line.strip()):
+                    status.write(
+                        "running",
+                        message=found["what"],
+                        step=int(found["done"]),
+                        total_steps=int(found["total"]),
+                        eta_seconds=float(found["left"]),
+                    )
+        except BaseException:
+            child.terminate()
+            raise
+        reader.join()
+    if child.returncode:
+        raise InputError(last.removeprefix("error: ") or f"{words[2]} ended with exit status {child.returncode}")
+    result: dict[str, Any] = json.loads(printed[-1])
+    return result
 
 
 def _stop(*_: object) -> None:

@@ -575,13 +575,6 @@ def m007_adjudications(db: Database) -> None:
 
 
 @steps()
-def m012_undo(db: Database) -> None:
-    """What was said from a program can be taken back in the Rank tab, too."""
-    kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
-    _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])
-
-
-@steps()
 def m008_queue(db: Database) -> None:
     """Runs that wait for one another, in an order that people change; projects that a sampling run makes."""
     _run(
@@ -669,3 +662,10 @@ def m010_conversations(db: Database) -> None:
             ) STRICT, WITHOUT ROWID""",
         ],
     )
+
+
+@steps()
+def m012_undo(db: Database) -> None:
+    """What was said from a program can be taken back in the Rank tab, too."""
+    kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
+    _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])

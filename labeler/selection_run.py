@@ -7,20 +7,15 @@ SIGTERM ends both processes.
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from data.formats import read_rows, write_rows
-from data.records import InputError
 from labeler import jobs, selection
-from labeler.local_run import Status, main
+from labeler.local_run import Status, follow, main
 from labeler.store import Store
 from labeler.workspace import DATABASE_NAME
-
-PROGRESS = re.compile(r"(?P<what>.+): (?P<done>\d+) of (?P<total>\d+), (?P<left>\d+) s left")
 
 
 def run(folder: Path, status: Status) -> dict[str, Any]:
@@ -40,24 +35,7 @@ def run(folder: Path, status: Status) -> dict[str, Any]:
         "seed": config["seed"],
     }.items():
         words += [f"--{flag}", str(value)]
-    last = ""
-    with subprocess.Popen(
-        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
-    ) as child:
-        assert child.stderr is not None
-        for line in child.stderr:
-            sys.stderr.write(line)
-            last = line.strip() or last
-            if found := PROGRESS.fullmatch(line.strip()):
-                status.write(
-                    "running",
-                    message=found["what"],
-                    step=int(found["done"]),
-                    total_steps=int(found["total"]),
-                    eta_seconds=float(found["left"]),
-                )
-    if child.returncode:
-        raise InputError(last.removeprefix("error: ") or f"scoring ended with exit status {child.returncode}")
+    follow(words, status)
     rows = (row for _, row in read_rows(scored))
     return selection.apply(store, rows, config["checkpoint_id"], config["second_opinions"])
 

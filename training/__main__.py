@@ -1,4 +1,4 @@
-"""The command line: python -m training {sft,reward,dpo,ppo,generate,score,evaluate,merge}.
+"""The command line: python -m training {sft,reward,dpo,ppo,generate,score,evaluate,curve,merge}.
 
 The last line of stdout is one JSON object; progress goes to stderr; wrong input is one line and exit status 2.
 """
@@ -26,6 +26,7 @@ RANGES = (
     ("num_completions", 1, 1000),
     ("best_of", 1, 1000),
     ("heads", 0, 1000),
+    ("most", 1, 2**31),
     ("max_new_tokens", 1, 2**20),
     ("temperature", 0, 100),
     ("top_p", 1e-6, 1),
@@ -102,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--max-length", type=int, default=1024, help="Longest prompt plus completion (default 1024).")
     sub.add_argument("--max-new-tokens", type=int, default=128, help="Longest sampled answer (default 128).")
+
+    sub = commands.add_parser("curve", help="Say what more labels would buy: accuracy by the share of the labels used")
+    _add_common(sub)
+    sub.add_argument("--data", required=True, help="Preferences.")
+    sub.add_argument("--max-length", type=int, default=1024, help="Longest prompt plus completion (default 1024).")
+    sub.add_argument("--most", type=int, default=1000, help="Rankings read at most, drawn at random (default 1000).")
 
     sub = commands.add_parser("merge", help="Write base and adapter as one plain model folder")
     _add_common(sub)
@@ -222,7 +229,8 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
     set_threads(given.num_threads)
     if command in ("score", "evaluate") and given.checkpoint and not is_checkpoint(given.checkpoint):
         return _judge(command, Classifier(given.checkpoint, given.dtype, given.device), given)
-    manifest = read_manifest(given.checkpoint) if given.checkpoint else None
+    checkpoint = getattr(given, "checkpoint", None)
+    manifest = read_manifest(checkpoint) if checkpoint else None
     name = given.base_model or (manifest["base_model"]["name"] if manifest else DEFAULT_MODEL)
     base = load_base(name, given.dtype, given.device)
     if command == "generate":
@@ -246,6 +254,10 @@ def _use(command: str, given: argparse.Namespace) -> dict[str, Any]:
                 return run(name, server)
     if command == "score" or (command == "evaluate" and manifest and manifest["kind"] == "reward"):
         return _judge(command, Score(base, given.checkpoint), given)
+    if command == "curve":
+        from training.learning_curve import learning_curve
+
+        return learning_curve(base, given.data, given.max_length, given.most, given.seed)
     if command == "merge":
         from training.merge import merge
 

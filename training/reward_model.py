@@ -112,7 +112,6 @@ class Score:
         with base.using(self.adapter):
             return per_response(groups, tokens_per_forward, base.device, lambda pack: scores(base, self.head, pack))
 
-    @torch.no_grad()
     def read(
         self,
         groups: Sequence[Group],
@@ -121,20 +120,34 @@ class Score:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """What `look` makes of last hidden states, (m, d) in fp32 to (m, ...), for all responses in a row (M, ...)."""
-        base, found, done = self.reader, list[Tensor](), 0
-        total = sum(len(group.responses) for group in groups)
+        return read_ends(self.reader, self.adapter, groups, look, tokens_per_forward, on_progress)
 
-        def keep(pack: Pack) -> Tensor:
-            nonlocal done
-            found.append(look(base.read(pack)[pack.last].float()).cpu())
-            first, done = done, done + len(found[-1])
-            if on_progress:
-                on_progress(done, total)
-            return torch.arange(first, done)
 
-        with base.using(self.adapter):
-            places = per_response(groups, tokens_per_forward, base.device, keep)
-        return torch.cat(found)[[int(place) for row in places for place in row]]
+@torch.no_grad()
+def read_ends(
+    base: Base,
+    adapter: str | None,
+    groups: Sequence[Group],
+    look: Callable[[Tensor], Tensor],
+    tokens_per_forward: int = 768,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """What `look` makes of last hidden states under an adapter, (m, d) in fp32 to (m, ...), for all responses in a row
+    (M, ...). `on_progress` hears how many of how many were read."""
+    found, done = list[Tensor](), 0
+    total = sum(len(group.responses) for group in groups)
+
+    def keep(pack: Pack) -> Tensor:
+        nonlocal done
+        found.append(look(base.read(pack)[pack.last].float()).cpu())
+        first, done = done, done + len(found[-1])
+        if on_progress:
+            on_progress(done, total)
+        return torch.arange(first, done)
+
+    with base.using(adapter):
+        places = per_response(groups, tokens_per_forward, base.device, keep)
+    return torch.cat(found)[[int(place) for row in places for place in row]]
 
 
 class Classifier:

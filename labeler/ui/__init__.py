@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from labeler.ui import chat, checkpoints, compare, leaderboard, quality, rank, runs, team, theme, train
+from labeler.ui import chat, checkpoints, compare, leaderboard, quality, rank, rounds, runs, team, theme, train
 from labeler.ui import data as data_tab
 from labeler.workspace import Workspace
 
@@ -16,13 +16,14 @@ TABS = (
     ("Train", train.build),
     ("Runs", runs.build),
     ("Checkpoints", checkpoints.build),
+    ("Rounds", rounds.build),
     ("Quality", quality.build),
     ("Data", data_tab.build),
     ("Team", team.build),
 )
 
 HIDDEN_TABS = {
-    "annotator": ("Leaderboard", "Train", "Runs", "Checkpoints", "Quality", "Data", "Team"),
+    "annotator": ("Leaderboard", "Train", "Runs", "Checkpoints", "Rounds", "Quality", "Data", "Team"),
     "lead": ("Train",),
 }
 """Tabs that a role does not need. header.js hides them, since Gradio's own way to hide a tab that was never opened has

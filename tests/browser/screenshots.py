@@ -21,6 +21,7 @@ TABS = (
     "Train",
     "Runs",
     "Checkpoints",
+    "Rounds",
     "Quality",
     "Data",
     "Team",
