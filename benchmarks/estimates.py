@@ -20,7 +20,8 @@ import psutil
 
 from labeler import estimates, jobs, tasks
 from labeler.checkpoints import choices
-from labeler.rankings import Event, record_event
+from labeler.events import Event
+from labeler.rankings import record_event
 from labeler.users import local_owner
 from labeler.worker import Worker
 from labeler.workspace import Workspace, open_workspace

@@ -44,7 +44,7 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
         request: gr.Request, title: str, chosen: list[int], source: int | None, most: Any, number: Any, *drawn: Any
     ) -> str:
         try:
-            from labeler import sampling  # type: ignore[attr-defined]
+            from labeler import sampling
 
             user = current_user(request, workspace)
             if not (title or "").strip():

@@ -14,9 +14,10 @@ from scipy.optimize import root
 from benchmarks.leaderboard import CASES, HIGH, LOW, Case, coverage, simulate
 from labeler import bradley_terry, leaderboard, tasks
 from labeler.agreement import Figure
+from labeler.events import Event
 from labeler.leaderboard import POINTS, Vote, standings, tabulate, votes
 from labeler.prompts import add_completion, add_prompt
-from labeler.rankings import Event, record_comparison, record_event
+from labeler.rankings import record_comparison, record_event
 from labeler.store import scalar
 from labeler.users import User, ensure_user, local_owner
 from labeler.workspace import Workspace, open_workspace

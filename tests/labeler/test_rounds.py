@@ -9,9 +9,10 @@ import pytest
 from labeler import jobs, rounds
 from labeler.agreement import Figure
 from labeler.chat import Chat
+from labeler.events import Event
 from labeler.leaderboard import Vote
 from labeler.prompts import add_completion, add_prompt
-from labeler.rankings import Event, record_event
+from labeler.rankings import record_event
 from labeler.store import scalar
 from labeler.tasks import create_task, open_assignment
 from labeler.users import ensure_user, local_owner
