@@ -1,4 +1,4 @@
-"""Before a run is started, in a real browser: whose labels it learns from, and the weights that go into its snapshot."""
+"""Before a run, in a real browser: whose labels it learns from, and the weights that go into its snapshot."""
 
 from __future__ import annotations
 

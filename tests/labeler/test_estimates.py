@@ -28,7 +28,7 @@ SPEED: dict[str, Any] = {
     "start": 10.0, "compile": 0.0, "parameters": 1e6, "layers": 2, "device": "cpu", "context": 2048,
     "tokens_per_character": 0.25, "template": 10.0, "shared": 5.0, "step": 0.0, "save": 0.0, "trainable": 1e6,
     "read": [0.0, 1e-3, 0.0, 0.0], "learn": [0.0, 4e-3, 0.0, 0.0], "decode": [0.1, 0.01], "memory": 1e9,
-    "memory_per_token": 1e6, "recompute_time": 1.3, "recompute_per_token": 1e4, "began": 1.0, "ended": 2.0, "busy": 0.0,
+    "memory_per_token": 1e6, "hidden": 32, "began": 1.0, "ended": 2.0, "busy": 0.0,
 }  # fmt: skip
 LENGTHS = Lengths(0.25, 10, 5, answers=[8])
 
@@ -118,7 +118,7 @@ def test_what_cannot_fit_is_refused_with_a_remedy_that_fits(tmp_path: Path) -> N
     workspace = small_workspace(tmp_path, rankings=60)
     owner = local_owner(workspace.store)
     free = estimates.room(workspace, None)
-    knows(workspace, memory=0.2 * free, memory_per_token=1.6 * free / 1500, recompute_per_token=0.1)
+    knows(workspace, memory=0.2 * free, memory_per_token=1.6 * free / 1500)
     whole = {"batch_size": 54, "validation_fraction": 0.0}  # 54 rankings of 17 tokens and what they begin with
     with pytest.raises(
         InputError, match=r"needs about .* GB of memory and .* free; lower tokens_per_forward to (\d+)"
@@ -127,7 +127,7 @@ def test_what_cannot_fit_is_refused_with_a_remedy_that_fits(tmp_path: Path) -> N
     assert list(workspace.runs_folder.iterdir()) == []
     tokens = int(str(told.value).rpartition(" ")[2])
     jobs.create(workspace, owner, "dpo", whole | {"tokens_per_forward": tokens})
-    knows(workspace, memory=0.2 * free, memory_per_token=free / 20, recompute_per_token=0.1)
+    knows(workspace, memory=0.2 * free, memory_per_token=free / 20, layers=1000)
     with pytest.raises(InputError, match="turn on gradient_checkpointing"):
         jobs.create(workspace, owner, "dpo", whole)
     knows(workspace, memory=2 * free)
