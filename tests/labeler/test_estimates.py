@@ -98,10 +98,11 @@ def test_the_estimate_follows_the_work_and_earlier_runs(tmp_path: Path) -> None:
     twenty = estimates.estimate(workspace, "reward", short | {"max_steps": 20})
     assert ten is not None
     assert twenty is not None
-    # three rankings of 22 tokens a step, and all ten scored at each save: what they begin with is read once
-    assert ten.seconds == pytest.approx(10 + 0.01 + 10 * 56 * 4e-3 + 10 * 175e-3)
-    assert twenty.seconds - 10.01 == pytest.approx(20 * 56 * 4e-3 + 10 * 175e-3)
-    # an earlier run whose steps took half a second each, but for a pause, where 0.4 s were expected
+    # three rankings of 22 tokens a step, one at an epoch's end, and all ten scored at each save; what the prompts of a
+    # forward begin with is read once
+    assert ten.seconds == pytest.approx(10 + 0.01 + 10 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
+    assert twenty.seconds - 10.01 == pytest.approx(20 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
+    # an earlier run whose steps took half a second each, but for a pause, where less was expected
     job_id = jobs.create(workspace, local_owner(workspace.store), "reward", short)
     steps = [{"step": step, "time": 1000 + 0.5 * step + 900 * (step > 5), "loss": 0.7} for step in range(1, 11)]
     folder = workspace.runs_folder / job_id
