@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -45,11 +46,16 @@ EARLIER = 3
 """Runs of a method, the newest, that its estimates are corrected by."""
 BOUND = 3.0
 """What a correction may be at most, either way: beyond it something else was wrong with that run."""
+RECOMPUTING = 4 / 3
+"""Gradient checkpointing: a forward more, beside a forward and a backward that costs two."""
+MARGIN = 1.1
+"""Allocators keep some of what was given back: runs took up to a tenth more than the measured forwards add up to."""
 TEXTS = 100
 """Prompts and answers from which the tokens of a character are counted."""
 ANSWERS = 500
 
 _measuring: dict[str, subprocess.Popen[bytes]] = {}
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,11 @@ def measure(workspace: Workspace, method: str, settings: Mapping[str, Any]) -> s
 
     "": nothing is to be measured. It takes half a minute in a process of its own, and waits while runs are there.
     """
-    config = configured(workspace, method, settings)
+    with _turn:
+        return _measure(workspace, method, configured(workspace, method, settings))
+
+
+def _measure(workspace: Workspace, method: str, config: TrainingConfig) -> str:
     child = _measuring.get(str(workspace.folder))
     if child is not None and child.poll() is None:
         return "measuring this machine's speed with the model, about half a minute"
@@ -199,7 +209,8 @@ def measure(workspace: Workspace, method: str, settings: Mapping[str, Any]) -> s
 
 def stop_measuring(workspace: Workspace) -> None:
     """End the measurement that goes on, if there is one."""
-    child = _measuring.pop(str(workspace.folder), None)
+    with _turn:
+        child = _measuring.pop(str(workspace.folder), None)
     if child is not None and child.poll() is None:
         child.kill()
         child.wait()
@@ -324,7 +335,7 @@ def _expect(workspace: Workspace, config: TrainingConfig, found: Material) -> _E
     if share < 1:  # the layers below the adapter are only read
         learn = share * learn + (1 - share) * float(counted.learn @ np.array(speed["read"]))
     if config.gradient_checkpointing:
-        learn *= speed.get("recompute_time", 1.0)
+        learn *= RECOMPUTING
     step, row = speed["decode"]
     seconds = learn + float(counted.read @ np.array(speed["read"]))
     seconds += counted.decode_steps * step + counted.decode_rows * row
@@ -341,9 +352,10 @@ def _memory(config: TrainingConfig, counted: Work, speed: Mapping[str, Any]) -> 
     """Peak bytes. Each trainable number takes 16: itself, its gradient and Adam's two; one adapter was measured."""
     adapter = speed["trainable"] * 16 * config.lora_rank / TrainingConfig().lora_rank * _depth(config, speed)
     token = speed["memory_per_token"]
-    if config.gradient_checkpointing:
-        token = speed.get("recompute_per_token", token)
-    return float(speed["memory"] - speed["trainable"] * 16 + adapter * counted.adapters + token * counted.largest)
+    if config.gradient_checkpointing:  # what goes into each layer, and all of one layer
+        token = token / speed["layers"] + 4 * speed["layers"] * speed["hidden"]
+    needed = speed["memory"] - speed["trainable"] * 16 + adapter * counted.adapters + token * counted.largest
+    return float(MARGIN * needed)
 
 
 def _remedy(workspace: Workspace, config: TrainingConfig, found: Material, free: float) -> str:

@@ -61,6 +61,7 @@ def measure(config: TrainingConfig, texts: dict[str, list[Any]]) -> dict[str, An
         "start": time.time() - psutil.Process().create_time(),
         "parameters": base.model.num_parameters(),
         "layers": int(base.model.config.num_hidden_layers),
+        "hidden": base.hidden_size,
         "device": base.device.type,
         "context": base.context_length,
     }
@@ -97,8 +98,6 @@ def measure(config: TrainingConfig, texts: dict[str, list[Any]]) -> dict[str, An
     }
     if base.device.type == "cuda":
         found["device_memory"] = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    with contextlib.suppress(InputError):
-        found |= _recomputing(base, packs[1], learns[1], small, tokens)
     return found
 
 
@@ -225,16 +224,6 @@ def _saving(base: Base, adam: torch.optim.Optimizer) -> float:
         for path in Path(name).iterdir():
             sync(path)
         return time.perf_counter() - began
-
-
-def _recomputing(base: Base, found: Pack, plain: float, small: float, tokens: Sequence[float]) -> dict[str, float]:
-    """How gradient_checkpointing changes the time (a factor) and the memory of a token. Comes last: it stays on."""
-    base.checkpoint_gradients()
-    _reset_peak()
-    began = time.perf_counter()
-    _learn(base, found, True)
-    took, more = time.perf_counter() - began, peak_memory(base.device) - small
-    return {"recompute_time": took / plain, "recompute_per_token": max(0.0, more) / max(tokens[1] - tokens[0], 1.0)}
 
 
 def _busy() -> float:

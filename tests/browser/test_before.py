@@ -1,4 +1,4 @@
-"""Before a run is started, in a real browser: whose labels it learns from, and the weights in its snapshot."""
+"""Before a run, in a real browser: whose labels it learns from, and the weights that go into its snapshot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from playwright.sync_api import Page, expect
 
 from data.formats import read_rows
 from tests.browser.conftest import App, MakeApp
-from tests.browser.screenshots import open_tab
 
 HOSTILE = '<img src=x onerror="window.hacked = 1">'
 
@@ -37,7 +36,7 @@ def app(make_app: MakeApp) -> App:
 
 def test_what_a_run_learns_from_and_its_weights(app: App, page: Page) -> None:
     page.goto(app.url)
-    open_tab(page, "Train")
+    page.get_by_role("tab", name="Train", exact=True).click()
     data = page.locator("#train-data")
     expect(data).to_contain_text("90 comparisons")
     expect(data).to_contain_text("3 annotators")

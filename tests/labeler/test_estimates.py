@@ -28,7 +28,7 @@ SPEED: dict[str, Any] = {
     "start": 10.0, "compile": 0.0, "parameters": 1e6, "layers": 2, "device": "cpu", "context": 2048,
     "tokens_per_character": 0.25, "template": 10.0, "shared": 5.0, "step": 0.0, "save": 0.0, "trainable": 1e6,
     "read": [0.0, 1e-3, 0.0, 0.0], "learn": [0.0, 4e-3, 0.0, 0.0], "decode": [0.1, 0.01], "memory": 1e9,
-    "memory_per_token": 1e6, "recompute_time": 1.3, "recompute_per_token": 1e4, "began": 1.0, "ended": 2.0, "busy": 0.0,
+    "memory_per_token": 1e6, "hidden": 32, "began": 1.0, "ended": 2.0, "busy": 0.0,
 }  # fmt: skip
 LENGTHS = Lengths(0.25, 10, 5, answers=[8])
 
@@ -98,10 +98,11 @@ def test_the_estimate_follows_the_work_and_earlier_runs(tmp_path: Path) -> None:
     twenty = estimates.estimate(workspace, "reward", short | {"max_steps": 20})
     assert ten is not None
     assert twenty is not None
-    # three rankings of 22 tokens a step, and all ten scored at each save: what they begin with is read once
-    assert ten.seconds == pytest.approx(10 + 0.01 + 10 * 56 * 4e-3 + 10 * 175e-3)
-    assert twenty.seconds - 10.01 == pytest.approx(20 * 56 * 4e-3 + 10 * 175e-3)
-    # an earlier run whose steps took half a second each, but for a pause, where 0.4 s were expected
+    # three rankings of 22 tokens a step, one at an epoch's end, and all ten scored at each save; what the prompts of a
+    # forward begin with is read once
+    assert ten.seconds == pytest.approx(10 + 0.01 + 10 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
+    assert twenty.seconds - 10.01 == pytest.approx(20 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
+    # an earlier run whose steps took half a second each, but for a pause, where less was expected
     job_id = jobs.create(workspace, local_owner(workspace.store), "reward", short)
     steps = [{"step": step, "time": 1000 + 0.5 * step + 900 * (step > 5), "loss": 0.7} for step in range(1, 11)]
     folder = workspace.runs_folder / job_id
@@ -118,7 +119,7 @@ def test_what_cannot_fit_is_refused_with_a_remedy_that_fits(tmp_path: Path) -> N
     workspace = small_workspace(tmp_path, rankings=60)
     owner = local_owner(workspace.store)
     free = estimates.room(workspace, None)
-    knows(workspace, memory=0.2 * free, memory_per_token=1.6 * free / 1500, recompute_per_token=0.1)
+    knows(workspace, memory=0.2 * free, memory_per_token=1.6 * free / 1500)
     whole = {"batch_size": 54, "validation_fraction": 0.0}  # 54 rankings of 17 tokens and what they begin with
     with pytest.raises(
         InputError, match=r"needs about .* GB of memory and .* free; lower tokens_per_forward to (\d+)"
@@ -127,7 +128,7 @@ def test_what_cannot_fit_is_refused_with_a_remedy_that_fits(tmp_path: Path) -> N
     assert list(workspace.runs_folder.iterdir()) == []
     tokens = int(str(told.value).rpartition(" ")[2])
     jobs.create(workspace, owner, "dpo", whole | {"tokens_per_forward": tokens})
-    knows(workspace, memory=0.2 * free, memory_per_token=free / 20, recompute_per_token=0.1)
+    knows(workspace, memory=0.2 * free, memory_per_token=free / 20, layers=1000)
     with pytest.raises(InputError, match="turn on gradient_checkpointing"):
         jobs.create(workspace, owner, "dpo", whole)
     knows(workspace, memory=2 * free)

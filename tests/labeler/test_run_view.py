@@ -11,9 +11,8 @@ import pytest
 
 from labeler import jobs
 from labeler.jobs import Job
-from labeler.ui import plots, run_view
+from labeler.ui import before, plots, run_view
 from labeler.ui.runs import runs_table
-from labeler.ui.train import data_line
 from labeler.users import local_owner
 from labeler.workspace import Workspace
 from tests.labeler.studio import rank, small_workspace
@@ -95,14 +94,16 @@ def test_an_unchanged_run_is_not_sent_again(workspace: Workspace, running: Job) 
 
 
 def test_what_a_run_would_learn_from(tmp_path: Path) -> None:
-    empty = small_workspace(tmp_path, rankings=0)
-    assert "nothing to learn from yet" in data_line(empty, "reward", 0.1)
-    assert "no prompts yet" in data_line(empty, "ppo", None)
-    rank(empty, 3)
-    line = data_line(empty, "dpo", 0.1)
-    assert ">3 comparisons<" in line
-    assert ">1 annotator<" in line
-    assert ">3 prompts<" in line
-    assert ">10% held out by prompt<" in line
-    assert "too few" in line
-    assert ">3 demonstrations<" in data_line(empty, "sft", 0.1)
+    def line(method: str) -> str:
+        defaults = {"validation_fraction": 0.1, "seed": 0, "fold": None}
+        return before.view(workspace, method, lambda: defaults, weighed=False)
+
+    workspace = small_workspace(tmp_path, rankings=0)
+    assert "nothing to learn from yet" in line("reward")
+    assert "no prompts yet" in line("ppo")
+    rank(workspace, 3)
+    assert ">3 comparisons<" in line("dpo")
+    assert ">1 annotator<" in line("dpo")
+    assert ">3 prompts<" in line("dpo")
+    assert "too few" in line("dpo")
+    assert ">3 demonstrations<" in line("sft")
