@@ -34,13 +34,14 @@ def build(workspace: Workspace) -> None:
         _build_people(workspace)
     tokens.build(workspace)
 
-    def show(request: gr.Request) -> Any:
+    def hide(request: gr.Request) -> Any:
         try:
-            return gr.update(visible=page.lead(request, workspace) is not None)
+            page.lead(request, workspace)
         except InputError:
             return gr.update(visible=False)
+        return gr.skip()
 
-    page.on_show(show, [], [for_leads])
+    page.on_show(hide, [], [for_leads])
 
 
 def _build_people(workspace: Workspace) -> None:
