@@ -266,6 +266,7 @@ def of_project(db: Database, project_id: int, high_water: int | None = None) -> 
 def weights(db: Database, project_id: int, high_water: int | None = None) -> dict[int, float]:
     """What to multiply the weight of each annotator's rankings by, from 0 (guessing) to 1; user id -> weight.
 
-    Whoever shares no task with anybody gets the weight of the average annotator.
+    Whoever shares no task with anybody gets the weight of the average annotator. Rounded, so that a snapshot made again
+    with another version of numpy has the same bytes.
     """
-    return {user_id: one.weight for user_id, one in of_project(db, project_id, high_water).items()}
+    return {user_id: round(one.weight, 4) for user_id, one in of_project(db, project_id, high_water).items()}
