@@ -19,22 +19,12 @@ from training.config import METHODS
 RECENT = 5
 """How many runs that have ended are listed."""
 
-# The list is redrawn at every change, so one listener serves all buttons, and the pressed one gets the focus back.
+# The list is redrawn at every change, so one listener serves all buttons.
 ACT = """
-let pressed = null;
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
-  if (!button) return;
-  pressed = {...button.dataset};  // Gradio may change the button into another one
-  trigger('select', {run: pressed.run, act: pressed.act});
+  if (button) trigger('select', {run: button.dataset.run, act: button.dataset.act});
 });
-document.addEventListener('pointerdown', () => { pressed = null; });
-document.addEventListener('keydown', event => { if (event.key === 'Tab') pressed = null; });
-new MutationObserver(() => {
-  const at = document.activeElement;
-  if (!pressed || (at !== document.body && !element.contains(at))) return;
-  element.querySelector(`[data-run="${pressed.run}"][data-act="${pressed.act}"]`)?.focus({preventScroll: true});
-}).observe(element, {childList: true, subtree: true, attributes: true});
 """
 
 

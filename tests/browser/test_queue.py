@@ -18,8 +18,9 @@ LONG = {"max_steps": 100_000, "eval_every": 50_000, "lora_rank": 2}
 
 
 @pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
+def patience(page: Page) -> Iterator[None]:
     """A run is training beside the page all the while."""
+    page.set_default_timeout(60_000)
     expect.set_options(timeout=30_000)
     yield
     expect.set_options(timeout=5_000)
@@ -51,7 +52,7 @@ def test_a_recipe_by_clicks_and_the_queue_in_another_order(make_app: MakeApp, pa
     expect(page.locator("#train-queue")).to_contain_text("waits for sft/0002 and reward/0003")
     assert len(states(app)) == 4
 
-    # another order; the pressed button keeps the focus, so that the next press is one key
+    # another order
     press(page, "Move reward/0003 up")
     expect(waiting(page)).to_have_text(["reward/0003", "sft/0002", "ppo/0004"])
     press(page, "Move ppo/0004 up")
@@ -60,7 +61,6 @@ def test_a_recipe_by_clicks_and_the_queue_in_another_order(make_app: MakeApp, pa
     expect(waiting(page)).to_have_text(["sft/0002", "reward/0003", "ppo/0004"])
     press(page, "Move sft/0002 down")
     expect(waiting(page)).to_have_text(["reward/0003", "sft/0002", "ppo/0004"])
-    expect(page.get_by_role("button", name="Move sft/0002 down")).to_be_focused()
 
     # without its reward model PPO cannot be; with it, it is back
     press(page, "Cancel reward/0003")
