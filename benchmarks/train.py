@@ -113,7 +113,7 @@ def measure_ppo(options: argparse.Namespace, folder: Path) -> Result:
     config = configure(
         options, folder, data=str(folder / "prompts.jsonl"), reward_model=str(folder / "reward"),
         ppo_epochs=work.EPOCHS, minibatches=1, max_new_tokens=options.response, temperature=work.TEMPERATURE,
-        learning_rate=work.PPO_LEARNING_RATE, sample_every=options.steps,
+        learning_rate=work.PPO_LEARNING_RATE,
     )  # fmt: skip
     base = base_of(config)
     random_checkpoint(base, folder / "reward", SEED, new_head(base.hidden_size, SEED))
@@ -182,6 +182,8 @@ def configure(options: argparse.Namespace, folder: Path, **more: Any) -> Any:
         "validation_fraction": 0.0, "eval_every": options.steps, "save_every": options.steps, "dtype": options.dtype,
         "num_threads": options.threads, **more,
     }  # fmt: skip
+    if options.method in ("dpo", "ppo"):
+        values["sample_prompts"] = 0  # the peer writes no texts to read
     if options.precompute:
         values["reference_cache"] = True
     return from_dict(METHODS[options.method], values | dict(options.set))
