@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
+from labeler import sampling
 from labeler.auth import current_user
 from labeler.chat import Sampling
 from labeler.projects import all_projects
@@ -44,21 +45,20 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
         request: gr.Request, title: str, chosen: list[int], source: int | None, most: Any, number: Any, *drawn: Any
     ) -> str:
         try:
-            from labeler import sampling
-
             user = current_user(request, workspace)
             if not (title or "").strip():
                 raise InputError("Give the project a name.")
-            if len(chosen or []) < 2:
-                raise InputError("Choose two or more checkpoints at the top of the page.")
+            if not chosen:
+                raise InputError("Choose a checkpoint or more at the top of the page.")
             settings = Sampling(*drawn)
             picked = prompt_ids(workspace, source or EVERYTHING, int(most or 0), settings.seed)
             job = sampling.create(workspace, user, title.strip(), chosen, picked, int(number or 0), settings.settings())
         except InputError as error:
             return notice(str(error))
+        who = f"{len(chosen)} checkpoint{'s' if len(chosen) > 1 else ''}"
         return notice(
-            f"{job} is queued: {len(chosen)} checkpoints answer {len(picked):,} prompts. Its progress is in Runs; "
-            f"the project {title.strip()!r} is in Rank as soon as it has answers.",
+            f"{job} is queued: {who} to answer {len(picked):,} prompts. Its progress is in Runs; the project "
+            f"{title.strip()!r} is in Rank as soon as it has answers.",
             "info",
         )
 

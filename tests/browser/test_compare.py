@@ -3,7 +3,6 @@ prompts at once become a labeling project. A tiny model, the real code."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -131,7 +130,6 @@ def test_compare_three_and_see_the_standings_change(app: App, page: Page) -> Non
     expect(board).to_contain_text("No blind vote has compared two checkpoints yet")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("labeler.sampling") is None, reason="there are no sampling jobs yet")
 def test_many_prompts_become_a_labeling_project(app: App, page: Page) -> None:
     open_tab(page, app, "Compare")
     page.locator("#compare-batch button.label-wrap").click()
