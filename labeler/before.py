@@ -152,7 +152,9 @@ def look(
     prompts = _openings(found.records)
     if kind != "preferences":
         count = found.total
-        concerns = [] if kind == "prompts" else _about_validation(count, prompts, fraction, split, kind)
+        concerns = (
+            _about_prompts(count) if kind == "prompts" else _about_validation(count, prompts, fraction, split, kind)
+        )
         return Before(kind, count, prompts, split=split, concerns=concerns, cut=found.cut)
     db = workspace.store.db
     weights = bool((filters or {}).get("weight_by_reliability"))
@@ -262,6 +264,10 @@ def _about_amount(count: int) -> list[Concern]:
             f"Aim for {FEW_COMPARISONS * 2} comparisons or more; one ranking of four answers gives up to six.",
         )
     ]
+
+
+def _about_prompts(count: int) -> list[Concern]:
+    return [] if count else [Concern("There are no prompts yet.", "Import some in the Data tab.")]
 
 
 def _about_validation(count: int, prompts: int, fraction: float, split: Split | None, kind: str) -> list[Concern]:

@@ -139,5 +139,5 @@ def test_many_prompts_become_a_labeling_project(app: App, page: Page) -> None:
     page.locator("#batch-count input").fill("2")
     page.locator("#batch-count input").blur()
     page.locator("#batch-create").click()
-    expect(page.locator("#batch-told")).to_contain_text("is queued: 2 checkpoints answer 2 prompts")
+    expect(page.locator("#batch-told")).to_contain_text("is queued: 2 checkpoints to answer 2 prompts")
     assert app.query("SELECT method FROM jobs") == [{"method": "sample"}]
