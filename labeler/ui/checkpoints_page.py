@@ -71,13 +71,12 @@ class Details:
             self.confirm = gr.Textbox(label="Type the name once more", elem_id="checkpoint-confirm")
             self.delete = gr.Button("Delete its files", variant="stop", scale=0, min_width=160,
                                     elem_id="checkpoint-delete-do")  # fmt: skip
-        self.outputs = [self.head, self.edit, self.name, self.tags, self.note, self.archive, self.fold, self.rests,
-                        self.confirm]  # fmt: skip
+        self.outputs = [self.head, self.edit, self.name, self.tags, self.note, self.archive, self.fold, self.rests]
 
     def updates(self, checkpoint: Checkpoint | None) -> list[Any]:
         """New values for `outputs`."""
         if checkpoint is None:
-            return ["", gr.update(visible=False), *["", "", ""], gr.update(), gr.update(visible=False), "", ""]
+            return ["", gr.update(visible=False), *["", "", ""], gr.update(), gr.update(visible=False), ""]
         deletable = checkpoint.kind != "base" and checkpoint.deleted_at is None
         archived = checkpoint.archived_at is not None
         return [
@@ -89,7 +88,6 @@ class Details:
             gr.update(value="Bring back" if archived else "Archive", visible=checkpoint.deleted_at is None),
             gr.update(visible=deletable),
             dependents_html(self.workspace, checkpoint) if deletable else "",
-            "",
         ]
 
     def listen(self, chosen: Any, said: Any) -> list[Any]:

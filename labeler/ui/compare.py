@@ -187,7 +187,9 @@ def build(workspace: Workspace) -> None:
         known = [value for _, value in found]
         kept = [value for value in chosen or [] if value in known]
         newest = [value for value in known if value != workspace.base_checkpoint_id][:1]
-        return gr.Dropdown(found, value=kept or [workspace.base_checkpoint_id, *newest])
+        if len(kept) < 2:  # one is nothing to compare
+            kept = list(dict.fromkeys([*(kept or [workspace.base_checkpoint_id]), *newest]))
+        return gr.Dropdown(found, value=kept)
 
     def advice() -> str:
         if len(checkpoints.choices(workspace)) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from typing import Any
 
@@ -10,6 +11,7 @@ import gradio as gr
 from data.records import InputError
 from labeler import checkpoints, form, jobs, queueing
 from labeler.jobs import Job
+from labeler.store import scalar
 from labeler.ui import page
 from labeler.ui.run_view import chip, data_line, notice
 from labeler.users import User
@@ -103,7 +105,7 @@ def _button(job: Job, what: str, text: str, label: str, disabled: bool = False) 
 
 
 def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
-    """The form as it was for this run: what to say; updates of method, parent and reward model; its fields' values.
+    """The form as it was for this run: what to say; updates of method, weighting, parent and reward model; its fields.
 
     Raises InputError where the run has no form.
     """
@@ -117,6 +119,7 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
         said += " A checkpoint that it used is gone: choose another one."
     pickers = [
         gr.update(value=job.method),
+        gr.update(value=_weighed(workspace, job)),
         gr.Dropdown(policies, value=parent or workspace.base_checkpoint_id),
         gr.Dropdown(scorers, value=reward),
     ]
@@ -126,3 +129,9 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
         for knob in knobs
     ]
     return notice(said, "info"), pickers, values
+
+
+def _weighed(workspace: Workspace, job: Job) -> bool:
+    """Whether the run's rankings were weighted by reliability."""
+    filters = scalar(workspace.store.db, "SELECT filters FROM snapshots WHERE id = ?", [job.snapshot_id])
+    return bool(json.loads(filters or "{}").get("weight_by_reliability"))

@@ -66,6 +66,7 @@ def build(workspace: Workspace) -> None:
     problem = page.html()
     curve = page.html(elem_id="rounds-curve-state")
     seen: Any = gr.State("")
+    timer = gr.Timer(TICK_SECONDS, active=False)
 
     def show(request: gr.Request, before: str) -> list[Any]:
         try:
@@ -93,9 +94,10 @@ def build(workspace: Workspace) -> None:
             return [gr.skip() for _ in live]
         job = rounds.newest_curve(workspace.store)
         drawn = curve_html(workspace, job)
+        busy = job is not None and job.state in jobs.OPEN_STATES
         if drawn == before:
-            return [gr.skip() for _ in live]
-        return [drawn, drawn, gr.update(interactive=job is None or job.state not in jobs.OPEN_STATES)]
+            return [gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=busy)]
+        return [drawn, drawn, gr.update(interactive=not busy), gr.Timer(active=busy)]
 
     def sample(request: gr.Request, title: str, number: float, answers: float, heat: float, tokens: float) -> str:
         try:
@@ -130,13 +132,13 @@ def build(workspace: Workspace) -> None:
             return notice(str(error))
         return ""
 
-    live = [seen, curve, ask]
+    live = [seen, curve, ask, timer]
     page.on_show(show, [seen], [table, models, name, begin, *live], on_load=False)
     begin.click(sample, [name, count, each, temperature, longest], said, **page.QUIET).then(
         show, [seen], [table, models, name, begin, *live], **page.QUIET
     )
     ask.click(compute, None, problem, **page.QUIET).then(look, [seen], live, **page.QUIET)
-    gr.Timer(TICK_SECONDS).tick(look, [seen], live, queue=False, **page.QUIET)
+    timer.tick(look, [seen], live, queue=False, **page.QUIET)
 
 
 def reader(request: gr.Request, workspace: Workspace) -> User:

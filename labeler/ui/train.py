@@ -131,7 +131,7 @@ def build(workspace: Workspace) -> None:
         return [drawn, changed, job.id if job else "", waiting_line(workspace), *view.updates(job, seen)]
 
     def press(request: gr.Request, event: gr.EventData) -> list[Any]:
-        said, pickers = "", [gr.skip()] * 3
+        said, pickers = "", [gr.skip()] * 4
         values: dict[str, list[Any]] = {name: [gr.skip()] * len(fields[name]) for name in order}
         try:
             user = page.trainer(request, workspace)

@@ -60,6 +60,8 @@ def test_compare_three_and_see_the_standings_change(app: App, page: Page) -> Non
     add_model(page, "dpo/0001 step 1")
     page.locator("#tab-compare button.label-wrap", has_text="Settings").click()
     longest = page.get_by_label("Maximum length").locator("visible=true")
+    expect(longest).to_be_visible()
+    page.wait_for_timeout(500)  # a field that is just made still gets its first value
     longest.fill("12")
     longest.blur()
     page.locator("#compare-prompt textarea").fill(HOSTILE)

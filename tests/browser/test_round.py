@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from labeler.users import add_user
-from tests.browser.conftest import App, MakeApp
+from tests.browser.conftest import App, MakeApp, seed_rows
 from tests.browser.ranking import press, prompt, store_of
 from tests.browser.test_loop import RUN_MS, open_tab
 from tests.browser.test_rank_projects import log_in
@@ -55,7 +55,7 @@ def rank_all(page: Page, project: str, count: int) -> None:
 
 
 def test_a_whole_round(make_app: MakeApp, page: Page, browser: Browser, tmp_path: Path) -> None:
-    app = make_app([])
+    app = make_app(seed_rows(1))  # an app begins with something to rank
     with store_of(app) as store:
         add_user(store, "ann", "annotator", "ann's long password")
         add_user(store, "boss", "owner", "boss's long password")
@@ -74,16 +74,20 @@ def test_a_whole_round(make_app: MakeApp, page: Page, browser: Browser, tmp_path
     open_tab(page, app, "Compare")
     page.locator("#tab-compare button.label-wrap", has_text="Settings").click()
     longest = page.get_by_label("Maximum length").locator("visible=true")
+    expect(longest).to_be_visible()
+    page.wait_for_timeout(500)  # a field that is just made still gets its first value
     longest.fill("8")
     longest.blur()
     page.locator("#compare-batch button.label-wrap").click()
+    expect(page.locator("#batch-create")).to_be_visible()
+    page.wait_for_timeout(500)
     page.locator("#batch-name input, #batch-name textarea").fill("First")
     page.locator("#batch-each input").fill("3")
     page.locator("#batch-each input").blur()
     page.locator("#batch-create").click()
     expect(page.locator("#batch-told")).to_contain_text("is queued")
     finished(app, "sample")
-    assert app.query("SELECT count(*) AS n FROM tasks") == [{"n": 6}]
+    assert app.query("SELECT count(*) AS n FROM tasks WHERE source = 'sample'") == [{"n": 7}]
 
     # two people rank, each in a browser of their own
     rank_all(page, "First", 3)
@@ -123,10 +127,11 @@ def test_a_whole_round(make_app: MakeApp, page: Page, browser: Browser, tmp_path
     expect(row).to_have_count(1)
     expect(row).to_contain_text("ppo/")
     expect(row).to_contain_text("6")
+    expect(page.locator("#rounds-models")).to_contain_text("against sft/")
     page.locator("#rounds-longest input").fill("8")
     page.locator("#rounds-longest input").blur()
     page.locator("#rounds-start").click()
-    expect(page.locator("#rounds-said")).to_contain_text("is queued: 6 prompts")
+    expect(page.locator("#rounds-said")).to_contain_text("is queued: 7 prompts")
     finished(app, "sample", "sft", "reward", "ppo", "sample")
     found = app.query(
         """SELECT DISTINCT c.name FROM tasks AS t JOIN projects AS p ON p.id = t.project_id
