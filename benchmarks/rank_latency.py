@@ -1,6 +1,9 @@
-"""How long a person waits for the next task: python -m benchmarks.rank_latency [--tasks 21] [--length 1500]
+"""How long a person waits for the next task.
 
-A real app, a real Chromium, Ctrl+Enter as a person presses it. Measured inside the page, from the key to the frame
+    python -m benchmarks.rank_latency [--tasks 21] [--length 1500] [--reading 1]
+
+A real app, a real Chromium, Ctrl+Enter as a person presses it, after some time to read in which the app makes the next
+task ready (`--reading 0`: a person who does not read). Measured inside the page, from the key to the frame
 after the next prompt is on screen; each label is on disk (synchronous=FULL) before the next task is shown.
 """
 
@@ -35,8 +38,9 @@ MEASURE = """() => new Promise((done) => {
 })"""
 
 
-def wait_for_next(page: Page) -> float:
-    """Milliseconds from submit to the next task on screen."""
+def wait_for_next(page: Page, reading: float) -> float:
+    """Milliseconds from submit to the next task on screen, after `reading` seconds."""
+    page.wait_for_timeout(1000 * reading)
     for key in "1234":
         page.keyboard.press(key)
     page.evaluate(f"() => {{ window.measured = ({MEASURE})(); }}")
@@ -50,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=21, help="one more than is measured")
     parser.add_argument("--length", type=int, default=1500, help="characters of a completion")
+    parser.add_argument("--reading", type=float, default=1.0, help="seconds before the first key")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         app = App(Path(folder) / "workspace", "no-model")
@@ -59,7 +64,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         open_rank(page, app)
-        took = sorted(wait_for_next(page) for _ in range(options.tasks - 1))
+        took = sorted(wait_for_next(page, options.reading) for _ in range(options.tasks - 1))
         browser.close()
         app.stop()
     result = {
@@ -68,6 +73,7 @@ def main() -> None:
         "max_ms": round(took[-1], 1),
         "n": len(took),
         "characters": options.length,
+        "reading_s": options.reading,
     }
     print(json.dumps(result))
 

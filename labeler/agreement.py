@@ -9,7 +9,7 @@ Krippendorff: Content Analysis (2018), chapter 12. Kendall: The treatment of tie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -29,6 +29,8 @@ LEVELS = ("nominal", "ordinal", "interval")
 DRAWS = 400
 """Bootstrap samples behind an interval."""
 CONFIDENCE = 0.95
+KEPT = 2_000
+"""Tasks up to which the draws are kept: 1.6 MB."""
 FEWEST = 2
 """Tasks without which there is no interval."""
 
@@ -170,11 +172,25 @@ def resampled(sums: Floats, of: Callable[[Floats], Floats], n: int, drawn: Float
 
 def bootstrap(sums: Floats) -> Floats:
     """Column sums (DRAWS, statistics) over as many tasks as there are, drawn with replacement; always the same ones."""
-    random, tasks = np.random.default_rng(0), len(sums)
-    even = np.full(tasks, 1 / max(tasks, 1))
-    size = max(1, 4_000_000 // max(tasks, 1))  # so many samples at once that their counts fit
-    parts = [min(size, DRAWS - start) for start in range(0, DRAWS, size)]
-    return np.concatenate([random.multinomial(tasks, even, size=part) @ sums for part in parts])
+    tasks = len(sums)
+    if tasks <= KEPT:
+        return _kept_counts(tasks) @ sums
+    return np.concatenate([counts @ sums for counts in _counts(tasks)])
+
+
+def _counts(tasks: int) -> Iterator[NDArray[np.int64]]:
+    """How often each task is drawn (DRAWS, tasks), in pieces that fit into memory."""
+    random, even = np.random.default_rng(0), np.full(tasks, 1 / max(tasks, 1))
+    size = max(1, 4_000_000 // max(tasks, 1))
+    for start in range(0, DRAWS, size):
+        yield random.multinomial(tasks, even, size=min(size, DRAWS - start))
+
+
+@lru_cache(
+    maxsize=64
+)  # drawing them takes longer than all else; periods are of one size, and so are one person's signs
+def _kept_counts(tasks: int) -> NDArray[np.uint16]:
+    return np.concatenate(list(_counts(tasks))).astype(np.uint16)
 
 
 def summarise(sums: Floats) -> Agreement:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from itertools import combinations
 from math import sqrt
 
@@ -84,6 +85,12 @@ class Quality:
 def measure(db: Database, project_id: int, limit: int = NEWEST) -> Quality:
     """Everything the Quality page shows, from the newest `limit` rankings in force."""
     said = opinions.read(db, project_id, limit=limit)
+    lengths = characters(db, [one for one in said if one.purpose == "label"])
+    return _measure(tuple(said), tuple(lengths.items()), len(said) == limit)
+
+
+@lru_cache(maxsize=4)  # until somebody says something new; by content, since names and known answers change too
+def _measure(said: tuple[Opinion, ...], lengths: tuple[tuple[int, int], ...], cut: bool) -> Quality:
     labels = [one for one in said if one.purpose == "label"]
     tasks = opinions.by_task(labels)
     people = Counter(one.user_id for one in labels)
@@ -94,11 +101,11 @@ def measure(db: Database, project_id: int, limit: int = NEWEST) -> Quality:
         overall=agreement.agreement(tasks),
         gold=agreement.agreement({key: pair for found in gold.values() for key, pair in found.items()}).percent,
         retest=agreement.agreement({key: pair for found in retest.values() for key, pair in found.items()}).percent,
-        annotators=_annotators(db, labels, gold, retest),
+        annotators=_annotators(labels, dict(lengths), gold, retest),
         pairs=agreement.between(among),
         periods=_periods(labels, tasks),
         rankings=len(labels),
-        cut=len(said) == limit,
+        cut=cut,
     )
 
 
@@ -124,13 +131,12 @@ def _against_oneself(said: Sequence[Opinion]) -> _Pairs:
     return found
 
 
-def _annotators(db: Database, labels: Sequence[Opinion], gold: _Pairs, retest: _Pairs) -> list[Annotator]:
+def _annotators(labels: Sequence[Opinion], length: dict[int, int], gold: _Pairs, retest: _Pairs) -> list[Annotator]:
     of_person: dict[int, list[Opinion]] = defaultdict(list)
     for one in labels:
         of_person[one.user_id].append(one)
     shared = _with_others(labels)
     spread = _pool([one.shown for one in labels if one.seen])
-    length = characters(db, labels)
     speeds = speed_scores({user: _paces(own, length) for user, own in of_person.items()})
     reliable = reliability.fit(opinions.by_task(labels))
     found = []
@@ -200,6 +206,7 @@ def position(shown: Sequence[Ranks]) -> Suspicion:
     return Suspicion(score, f"first card best in {hits / n:.0%}, {expected / n:.0%} expected", _state(score, 0.05))
 
 
+@lru_cache(maxsize=4096)
 def dense(ranks: Ranks) -> Ranks:
     """The same order with ranks 1, 2, ...: [2, 5, None, 2] is [1, 2, None, 1]."""
     place = {rank: number for number, rank in enumerate(sorted({r for r in ranks if r is not None}), 1)}
@@ -290,24 +297,25 @@ def speed_scores(paces: dict[int, Floats]) -> dict[int, Suspicion]:
 def _with_others(labels: Sequence[Opinion]) -> dict[int, Floats]:
     """User id -> (tasks, 4): votes that were the same as another's, votes compared, and of those where neither tied
     the agreeing less the opposed, and how many."""
-    votes = {
-        task: {user: agreement.votes(ranks) for user, ranks in said.items()}
-        for task, said in opinions.by_task(labels).items()
-    }
     found: dict[int, list[Floats]] = defaultdict(list)
-    for said in votes.values():
+    for said in opinions.by_task(labels).values():
         sums = {user: np.zeros(4) for user in said}
         for first, second in combinations(said, 2):
-            x, y = said[first], said[second]
-            both = ~(np.isnan(x) | np.isnan(y))
-            product = x[both] * y[both]
-            row = np.array([(x[both] == y[both]).sum(), both.sum(), product.sum(), np.abs(product).sum()])
+            row = _common(said[first], said[second])
             sums[first] += row
             sums[second] += row
         for user, row in sums.items():
             if row[1]:
                 found[user].append(row)
     return {user: np.array(listed) for user, listed in found.items()}
+
+
+@lru_cache(maxsize=65536)
+def _common(first: Ranks, second: Ranks) -> Floats:
+    x, y = agreement.votes(first), agreement.votes(second)
+    both = ~(np.isnan(x) | np.isnan(y))
+    product = x[both] * y[both]
+    return np.array([(x[both] == y[both]).sum(), both.sum(), product.sum(), np.abs(product).sum()])
 
 
 def guessing(same: Floats) -> Suspicion:

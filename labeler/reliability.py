@@ -11,7 +11,7 @@ Dawid and Skene's model of votes (1979), which knows no θ, is here as a check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ ITERATIONS, TOLERANCE, LONGEST = 60, 1e-3, 0.5
 KNOWN = 6.0
 """β of answers that are known (gold, adjudications): not fitted."""
 CHUNK = 500
-"""Choices whose draws are worked on at once: 500 x 256 numbers fit the processor's cache."""
+"""Rankings, or choices, whose draws are worked on at once: 500 x 256 numbers fit the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,27 @@ class Reliability:
 
 @dataclass(frozen=True)
 class _Choices:
-    """Choices (C,), ordered by task: the numbers of annotator, task and ranking; which completion was taken, out of
-    which (C, MOST); and how much it counts."""
+    """Choices (C,), ordered by kind: the numbers of kind and annotator; which completion was taken, out of which
+    (C, MOST); and how much it counts."""
 
+    kind: NDArray[np.int64]
     annotator: NDArray[np.int64]
-    task: NDArray[np.int64]
-    ranking: NDArray[np.int64]
     taken: NDArray[np.int64]
     offered: NDArray[np.bool_]
     share: Floats
 
-    def __len__(self) -> int:
-        return len(self.share)
 
-    def part(self, chosen: slice) -> _Choices:
-        return _Choices(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+@dataclass(frozen=True)
+class _Rankings:
+    """Rankings (R,), ordered by task: the numbers of task, kind and annotator.
+
+    A kind is all rankings in which one annotator gave the same ranks: few among many, so likelihoods are of kinds.
+    """
+
+    task: NDArray[np.int64]
+    kind: NDArray[np.int64]
+    annotator: NDArray[np.int64]
+    choices: _Choices
 
 
 def fit(tasks: Tasks, known: Mapping[Any, float] | None = None) -> dict[Any, Reliability]:
@@ -88,7 +94,8 @@ def fit(tasks: Tasks, known: Mapping[Any, float] | None = None) -> dict[Any, Rel
             break
     _, _, information = _expectations(data, beta, theta)
     error = 1 / np.sqrt(np.maximum(information, 0.0) + 1.0)
-    counts = np.bincount(data.annotator, minlength=len(names))
+    choices = np.bincount(data.choices.kind)[data.kind]  # of each ranking
+    counts = np.bincount(data.annotator, choices, len(names))
     return {name: _reliability(beta[i], error[i], int(counts[i])) for name, i in number.items() if free[i]}
 
 
@@ -111,55 +118,76 @@ def _draws() -> Floats:
     return np.concatenate([half, -half], axis=1)
 
 
-def _flatten(tasks: list[Mapping[Any, Ranks]], number: Mapping[Any, int]) -> _Choices:
-    """All rankings as choices. Of completions that tie each is taken once while all of them are offered; where they are
-    the last ones, one of those choices says nothing, so each counts that much less."""
-    found: list[tuple[int, int, int, int, list[bool], float]] = []
-    ranking = 0
-    for task, said in enumerate(tasks):
-        for name, ranks in said.items():
-            for taken, rank in enumerate(ranks):
-                if rank is not None:
-                    offered = [other is not None and other >= rank for other in ranks]
-                    tied, last = ranks.count(rank), sum(offered) == ranks.count(rank)
-                    if sum(offered) > 1:
-                        padded = offered + [False] * (MOST - len(ranks))
-                        found.append((number[name], task, ranking, taken, padded, (tied - 1) / tied if last else 1.0))
-            ranking += 1
-    columns = list(zip(*found, strict=True)) or [()] * 6
-    annotators, of_task, of_ranking, taken_ones = (np.array(column, dtype=np.int64) for column in columns[:4])
-    offers = np.array(columns[4], dtype=bool).reshape(-1, MOST)
-    return _Choices(annotators, of_task, of_ranking, taken_ones, offers, np.array(columns[5], dtype=float))
+def _flatten(tasks: list[Mapping[Any, Ranks]], number: Mapping[Any, int]) -> _Rankings:
+    """The rankings that say something, and the choices that each kind of them is made of."""
+    kinds: dict[tuple[int, tuple[int | None, ...]], int] = {}
+    said = [
+        (task, kinds.setdefault((number[name], tuple(ranks)), len(kinds)), number[name])
+        for task, of_task in enumerate(tasks)
+        for name, ranks in of_task.items()
+        if len([rank for rank in ranks if rank is not None]) > 1
+    ]
+    found = [(kind, name, *choice) for (name, ranks), kind in kinds.items() for choice in _choices(ranks)]
+    columns = list(zip(*found, strict=True)) or [()] * 5
+    of_kind, annotators, taken = (np.array(column, dtype=np.int64) for column in columns[:3])
+    offers = np.array(columns[3], dtype=bool).reshape(-1, MOST)
+    choices = _Choices(of_kind, annotators, taken, offers, np.array(columns[4], dtype=float))
+    task, kind, annotator = np.array(said, dtype=np.int64).reshape(-1, 3).T
+    return _Rankings(task, kind, annotator, choices)
 
 
-def _expectations(data: _Choices, beta: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
+def _choices(ranks: tuple[int | None, ...]) -> Iterator[tuple[int, list[bool], float]]:
+    """What was taken, out of which (MOST), and how much that counts.
+
+    Of completions that tie each is taken once while all of them are offered; where they are the last ones, one of those
+    choices says nothing, so each counts that much less.
+    """
+    for taken, rank in enumerate(ranks):
+        if rank is not None:
+            offered = [other is not None and other >= rank for other in ranks]
+            tied, last = ranks.count(rank), sum(offered) == ranks.count(rank)
+            if sum(offered) > 1:
+                yield taken, offered + [False] * (MOST - len(ranks)), (tied - 1) / tied if last else 1.0
+
+
+def _expectations(data: _Rankings, beta: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
     """Of each annotator: the gradient and curvature of the expected log-likelihood, and the observed information.
 
     Information by Louis (1982): the expected curvature less the variance of the gradient over what is not seen.
     """
+    log_likelihood, slope, curve = _kind_terms(data.choices, beta, theta)
     sums = np.zeros((3, len(beta)))
-    for part in _parts(data):
-        log_likelihood, slope, curve = _choice_terms(part, beta, theta)
-        starts = np.flatnonzero(np.diff(part.task, prepend=-1))
-        fits = np.add.reduceat(log_likelihood, starts)
+    for part in _parts(data.task):
+        starts = np.flatnonzero(np.diff(data.task[part], prepend=-1))
+        kind, who = data.kind[part], data.annotator[part]
+        fits = np.add.reduceat(log_likelihood[kind], starts)
         posterior = np.exp(fits - fits.max(1, keepdims=True))
         posterior /= posterior.sum(1, keepdims=True)  # (tasks, DRAWS)
-        of_choice = posterior[np.repeat(np.arange(len(starts)), np.diff([*starts, len(part)]))]
-        sums[0] += np.bincount(part.annotator, np.einsum("cs,cs->c", of_choice, slope), len(beta))
-        curvature = np.bincount(part.annotator, np.einsum("cs,cs->c", of_choice, curve), len(beta))
-        sums[1] += curvature
-        first = np.flatnonzero(np.diff(part.ranking, prepend=-1))
-        whole, seen = np.add.reduceat(slope, first), of_choice[first]
-        variance = np.einsum("rs,rs,rs->r", seen, whole, whole) - np.einsum("rs,rs->r", seen, whole) ** 2
-        sums[2] += curvature - np.bincount(part.annotator[first], variance, len(beta))
+        seen = posterior[np.repeat(np.arange(len(starts)), np.diff([*starts, len(kind)]))]
+        whole = slope[kind]
+        gradient, curvature = np.einsum("rs,rs->r", seen, whole), np.einsum("rs,rs->r", seen, curve[kind])
+        variance = np.einsum("rs,rs,rs->r", seen, whole, whole) - gradient**2
+        for total, terms in zip(sums, (gradient, curvature, curvature - variance), strict=True):
+            total += np.bincount(who, terms, len(beta))
     return sums[0], sums[1], sums[2]
+
+
+def _kind_terms(choices: _Choices, beta: Floats, theta: Floats) -> Floats:
+    """Of each kind of ranking and draw (3, kinds, DRAWS): what `_choice_terms` has of its choices, together."""
+    found = np.empty((3, int(choices.kind.max(initial=-1)) + 1, theta.shape[1]), theta.dtype)
+    for part in _parts(choices.kind):
+        terms = _choice_terms(_Choices(*(column[part] for column in vars(choices).values())), beta, theta)
+        kinds = choices.kind[part]
+        for total, of_choice in zip(found, terms, strict=True):
+            total[kinds[0] : kinds[-1] + 1] = np.add.reduceat(of_choice, np.flatnonzero(np.diff(kinds, prepend=-1)))
+    return found
 
 
 def _choice_terms(part: _Choices, beta: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
     """Of each choice and draw (C, DRAWS): the log-likelihood, and its first and minus second derivative by β."""
     own = beta[part.annotator, None].astype(theta.dtype)
     share = part.share[:, None].astype(theta.dtype)
-    total, first, second = np.zeros((3, len(part), theta.shape[1]), theta.dtype)
+    total, first, second = np.zeros((3, len(part.share), theta.shape[1]), theta.dtype)
     for k, score in enumerate(theta):
         offered = np.flatnonzero(part.offered[:, k])
         if len(offered):
@@ -173,16 +201,14 @@ def _choice_terms(part: _Choices, beta: Floats, theta: Floats) -> tuple[Floats, 
     return share * (own * taken - np.log(total)), share * (taken - mean), share * (second / total - mean**2)
 
 
-def _parts(data: _Choices) -> list[_Choices]:
-    """The choices in pieces of about CHUNK, cut between tasks."""
-    found, start = [], 0
-    while start < len(data):
-        end = min(start + CHUNK, len(data))
-        while end < len(data) and data.task[end] == data.task[end - 1]:
-            end += 1
-        found.append(data.part(slice(start, end)))
+def _parts(number: NDArray[np.int64]) -> Iterator[slice]:
+    """Pieces of about CHUNK, cut where the number changes."""
+    start = 0
+    while start < len(number):
+        last = number[min(start + CHUNK, len(number)) - 1]
+        end = int(np.searchsorted(number, last, side="right"))
+        yield slice(start, end)
         start = end
-    return found
 
 
 def dawid_skene(tasks: Tasks, iterations: int = 50) -> dict[Any, float]:
@@ -240,6 +266,7 @@ def of_project(db: Database, project_id: int, high_water: int | None = None) -> 
 def weights(db: Database, project_id: int, high_water: int | None = None) -> dict[int, float]:
     """What to multiply the weight of each annotator's rankings by, from 0 (guessing) to 1; user id -> weight.
 
-    Whoever shares no task with anybody gets the weight of the average annotator.
+    Whoever shares no task with anybody gets the weight of the average annotator. Rounded, so that a snapshot made again
+    with another version of numpy has the same bytes.
     """
-    return {user_id: one.weight for user_id, one in of_project(db, project_id, high_water).items()}
+    return {user_id: round(one.weight, 4) for user_id, one in of_project(db, project_id, high_water).items()}

@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,32 @@ def next_assignment(store: Store, user: User, project_id: int = FIRST) -> Assign
                 return None
             found = open_assignment(db, chosen[0], user, now, purpose=chosen[1])
         return get_assignment(db, found, user)
+
+
+class _NotMeant(Exception):
+    """Takes back what was only tried."""
+
+
+def upcoming(store: Store, user: User, assignment_id: int) -> Assignment | None:
+    """What this person would be given if they submitted this assignment now; None where it is not open, or the last.
+
+    Nothing is leased, so it is a guess: others may take it first. It is tried and taken back, so it follows every rule
+    of `next_assignment`, whose errors it raises.
+    """
+    found = None
+    with suppress(_NotMeant), store.write() as db:
+        row = one(
+            db,
+            """SELECT a.task_id, t.project_id FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
+               WHERE a.id = ? AND a.user_id = ? AND a.state = 'open' AND t.project_id IS NOT NULL""",
+            [assignment_id, user.id],
+        )
+        if row is not None:
+            db.execute("UPDATE assignments SET state = 'submitted' WHERE id = ?", [assignment_id])
+            recount(db, row["task_id"])
+            found = next_assignment(store, user, row["project_id"])
+        raise _NotMeant
+    return found
 
 
 def _held(db: Database, user: User, project_id: int, now: float, only_gold: bool) -> int | None:

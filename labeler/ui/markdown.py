@@ -84,7 +84,7 @@ _SANITIZER = nh3.Cleaner(
 )
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)  # what fifty people read, and what they read next
 def render(text: str) -> str:
     """The HTML of a Markdown text. A text too long to parse in good time is shown as it was written."""
     if len(text) > MAX_CHARACTERS:

@@ -27,6 +27,7 @@ from labeler.ui.rank_view import (
     read_project,
     read_uuid,
     read_whole,
+    render_ahead,
 )
 from labeler.users import User
 from labeler.workspace import Workspace
@@ -106,6 +107,10 @@ def build(workspace: Workspace) -> None:
         """Somebody is still looking at this task."""
         return answer(request, lambda user: {"open": tasks.heartbeat(store, user, read_whole(data, "assignment"))})
 
+    def rank_ahead(data: Any, request: gr.Request) -> View:
+        """Make the next task ready while this one is read."""
+        return answer(request, lambda user: render_ahead(workspace, user, read_whole(data, "assignment")))
+
     def rank_history(data: Any, request: gr.Request) -> View:
         """The last labels of this annotator."""
         return answer(request, lambda user: history_view(workspace, user, read_whole(data, "project")))
@@ -123,7 +128,7 @@ def build(workspace: Workspace) -> None:
         js_on_load="\n".join(theme.script(f"ranking/{name}.js") for name in SCRIPTS),
         server_functions=[
             *(rank_next, rank_submit, rank_flag, rank_draft, rank_undo, rank_skipped),
-            *(rank_heartbeat, rank_history, rank_open, rank_guidelines),
+            *(rank_heartbeat, rank_ahead, rank_history, rank_open, rank_guidelines),
         ],
         apply_default_css=False,
         elem_id="rank",

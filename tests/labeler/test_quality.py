@@ -124,6 +124,19 @@ def test_known_answers_and_repeats_are_figures_of_their_own(workspace: Workspace
     assert measure(workspace.store.db, FIRST, limit=4).cut
 
 
+def test_what_was_measured_is_remembered_until_something_changes(workspace: Workspace) -> None:
+    first = measure(workspace.store.db, FIRST)
+    assert measure(workspace.store.db, FIRST) is first
+    with workspace.store.write() as db:
+        db.execute("UPDATE users SET name = 'anna' WHERE name = 'ann'")
+    assert {one.name for one in measure(workspace.store.db, FIRST).annotators} == {"anna", HOSTILE}
+    repeat(workspace, "anna", 1, [1, 2, 3, 4])
+    assert measure(workspace.store.db, FIRST).retest.value == 1.0
+    with workspace.store.write() as db:
+        db.execute("UPDATE tasks SET gold_ranks = NULL")
+    assert measure(workspace.store.db, FIRST).gold.value is None
+
+
 def test_imports_say_nothing_about_positions(workspace: Workspace) -> None:
     with workspace.store.write() as db:
         cem = ensure_user(db, "cem")

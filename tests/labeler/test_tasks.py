@@ -273,6 +273,45 @@ def test_a_task_that_reopens_or_is_added_comes_also_to_those_who_were_through(tm
     assert given.task_id == new
 
 
+@pytest.mark.parametrize("order", ["queue", "random", "active"])
+def test_what_comes_next_is_known_beforehand_and_nothing_is_taken_for_it(tmp_path: Path, order: str) -> None:
+    workspace = make_workspace(tmp_path, 60)
+    store = workspace.store
+    with store.write() as db:
+        db.execute("UPDATE projects SET task_order = ?, gold_rate = 0.2, repeat_rate = 0.1 WHERE id = 1", [order])
+        db.execute("UPDATE tasks SET gold_ranks = '[1, 2, 3, 4]' WHERE id > 50")
+    ann, bob = person(workspace, "ann"), person(workspace, "bob")
+    count = "SELECT count(*) FROM assignments"
+    guesses, given = [], []
+    while (assignment := tasks.next_assignment(store, ann)) is not None:
+        given.append(assignment.task_id)
+        before = scalar(store.db, count)
+        guess = tasks.upcoming(store, ann, assignment.id)
+        assert scalar(store.db, count) == before
+        assert tasks.next_assignment(store, ann) == assignment  # it is still open
+        assert tasks.upcoming(store, bob, assignment.id) is None  # it is ann's
+        guesses.append(guess and guess.task_id)
+        rank(workspace, [1, 2, 3, 4], ann)
+    assert guesses == [*given[1:], None]
+    assert len(given) > len(set(given)) > 50  # repeats and known answers were among them
+
+
+def test_others_may_take_what_would_come_next(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, 3)
+    ann, bob = person(workspace, "ann"), person(workspace, "bob")
+    held = tasks.next_assignment(workspace.store, ann)
+    assert held is not None
+    guess = tasks.upcoming(workspace.store, ann, held.id)
+    taken = tasks.next_assignment(workspace.store, bob)
+    assert guess is not None
+    assert taken is not None
+    assert guess.task_id == taken.task_id
+    rank(workspace, [1, 2, 3, 4], ann)
+    after = tasks.next_assignment(workspace.store, ann)
+    assert after is not None
+    assert after.task_id not in (held.task_id, taken.task_id)
+
+
 def work_until_done(path: Path, name: str) -> None:
     """One annotator, as threads and processes of the tests below run it; each submit is sent twice."""
     store = Store(path)

@@ -49,6 +49,7 @@ function drawTask() {
   drawState();
   mark(nextUnanswered(first) ?? first, true);
   if (view.draft && !correcting()) note(TEXTS.draftBack);
+  if (!correcting()) readAhead();
   if (root.getBoundingClientRect().top < 0) window.scrollTo(0, narrow() ? root.getBoundingClientRect().top + window.scrollY : 0);
 }
 

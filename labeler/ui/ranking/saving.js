@@ -3,6 +3,7 @@
 const DRAFT_DELAY_MS = 250;
 const RETRY_MS = 3000;
 const HEARTBEAT_MS = 60_000;
+const AHEAD_DELAY_MS = 100;
 
 let draft = { timer: 0, sending: false, dirty: false };
 
@@ -156,6 +157,12 @@ async function beat() {
 }
 
 const heart = setInterval(beat, HEARTBEAT_MS);
+
+/** While this task is read, the server renders the one that probably comes next. Which one comes is said at submit. */
+function readAhead() {
+  const { assignment } = view;
+  setTimeout(() => onTask() && view.assignment === assignment && !busy && call("rank_ahead", { assignment }), AHEAD_DELAY_MS);
+}
 
 // ---------------------------------------------------------------- this session, in this browser tab
 
