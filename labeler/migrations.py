@@ -575,7 +575,7 @@ def m007_adjudications(db: Database) -> None:
 
 
 @steps()
-def m012_undo(db: Database) -> None:
+def m008_undo(db: Database) -> None:
     """What was said from a program can be taken back in the Rank tab, too."""
     kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
     _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])

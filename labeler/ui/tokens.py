@@ -61,7 +61,9 @@ def build(workspace: Workspace) -> None:
         secrets: list[str] = []
 
         def act(user: User) -> str:
-            secrets.append(tokens.create_token(store, user, called or "", days or None)[0])
+            if days not in [value for _, value in LASTS]:
+                raise InputError("choose how long the token lasts")
+            secrets.append(tokens.create_token(store, user, str(called or ""), days or None)[0])
             return KEEP
 
         said = page.attempt(request, workspace, act, current_user)
@@ -70,9 +72,9 @@ def build(workspace: Workspace) -> None:
 
     def revoke_token(token_id: int | None, request: gr.Request) -> list[Any]:
         def act(user: User) -> str:
-            if token_id is None:
+            if not isinstance(token_id, int):
                 raise InputError("choose a token first")
-            tokens.revoke_token(store, user, int(token_id))
+            tokens.revoke_token(store, user, token_id)
             return "The token is worthless from now on."
 
         return [page.attempt(request, workspace, act, current_user), "", *look(request)]

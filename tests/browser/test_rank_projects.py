@@ -149,6 +149,7 @@ def test_two_annotators_in_two_browsers_never_have_the_same_task(make_app: MakeA
     for name in ("ann", "bob"):
         page = browser.new_context().new_page()
         log_in(page, app, name, f"{name}'s long password")
+        page.locator(".card").first.wait_for()  # the whole page is loaded first
         pages.append(page)
     seen: list[str] = []
     for done in range(3):

@@ -196,14 +196,18 @@ def test_no_handler_of_the_team_tab_serves_others_than_leads(workspace: Workspac
     def call(fn: Any, count: int, value: Any, who: gr.Request) -> str:
         return str(fn(*special_args(fn, [value] * count, who)[0]))
 
-    before, handlers = list(store.db.conn.iterdump()), 0
+    def stored() -> list[str]:
+        """All but tokens, which everybody makes for themselves."""
+        return [line for line in store.db.conn.iterdump() if not line.startswith('INSERT INTO "tokens"')]
+
+    before, handlers = stored(), 0
     for block in blocks.fns.values():
         for value in (1, None, "annotator"):
             said = call(block.fn, len(block.inputs), value, request)
             assert not [word for word in ("Secret", "First project", "Question 1", "invite/") if word in said], said
             handlers += 1
     assert handlers > 45
-    assert list(store.db.conn.iterdump()) == before
+    assert stored() == before
     looks = [block for block in blocks.fns.values() if getattr(block.fn, "__name__", "") == "look"]
     shown = "".join(call(block.fn, len(block.inputs), 1, lead_request) for block in looks)
     assert "First project" in shown  # the same calls serve the owner
