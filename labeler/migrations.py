@@ -575,7 +575,14 @@ def m007_adjudications(db: Database) -> None:
 
 
 @steps()
-def m008_queue(db: Database) -> None:
+def m008_undo(db: Database) -> None:
+    """What was said from a program can be taken back in the Rank tab, too."""
+    kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
+    _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])
+
+
+@steps()
+def m009_queue(db: Database) -> None:
     """Runs that wait for one another, in an order that people change; projects that a sampling run makes."""
     _run(
         db,
@@ -593,7 +600,7 @@ def m008_queue(db: Database) -> None:
 
 
 @steps()
-def m009_checkpoints(db: Database) -> None:
+def m010_checkpoints(db: Database) -> None:
     """Checkpoints have notes and tags, leave the choosers, and are deleted without their name being lost."""
     _run(
         db,
@@ -608,7 +615,7 @@ def m009_checkpoints(db: Database) -> None:
 
 
 @steps()
-def m010_conversations(db: Database) -> None:
+def m011_conversations(db: Database) -> None:
     """What people and models said to each other in Chat, as trees: a version or a branch is another child."""
     _run(
         db,
@@ -662,10 +669,3 @@ def m010_conversations(db: Database) -> None:
             ) STRICT, WITHOUT ROWID""",
         ],
     )
-
-
-@steps()
-def m011_undo(db: Database) -> None:
-    """What was said from a program can be taken back in the Rank tab, too."""
-    kinds = "source IN ('task', 'api') AND kind IN ('submit', 'skip')"
-    _run(db, ["DROP INDEX events_undo", f"CREATE INDEX events_undo ON events (user_id, id) WHERE {kinds}"])

@@ -91,11 +91,15 @@ def test_a_lead_sets_up_a_project(make_app: MakeApp, page: Page) -> None:
     assert app.query("SELECT overlap, qualification FROM projects") == [{"overlap": 3, "qualification": 2}]
 
     page.get_by_role("button", name="Guidelines").last.click()
+    expect(page.locator("#guidelines-text textarea")).to_be_visible()
+    page.wait_for_timeout(500)  # a field that is just made still gets its first value
     page.locator("#guidelines-text textarea").fill("# Be fair\n\nRead everything.")
     page.get_by_role("button", name="Save as a new version").click()
     expect(page.locator("#guidelines-notice")).to_contain_text("This is version 1 now")
 
     page.get_by_role("button", name="Known answers").click()
+    expect(page.locator("#gold-ranked input")).to_be_visible()
+    page.wait_for_timeout(500)
     page.locator("#gold-ranked input").click()
     page.get_by_role("option", name="Question 1").click()
     page.get_by_role("button", name="Make that ranking the known answer").click()
