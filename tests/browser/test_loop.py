@@ -261,7 +261,7 @@ def test_chat_stops_and_shows_hostile_text_as_text(ranked: App, page: Page) -> N
     box = page.locator("#chat-box textarea")
     box.fill("<img src=x onerror=alert(1)><script>alert(2)</script> ${alert(3)} {{alert(4)}} [x](javascript:alert(5))")
     box.press("Enter")
-    expect(page.locator("#chat-log .bot.message").last).not_to_be_empty(timeout=RUN_MS)
+    expect(page.locator("#chat-log .bot .markdown").last).not_to_be_empty(timeout=RUN_MS)
     expect(page.locator("#chat-stop")).to_be_visible()
     page.locator("#chat-stop").click()
     expect(page.locator("#chat-send")).to_be_visible(timeout=RUN_MS)
