@@ -72,7 +72,7 @@ def build(workspace: Workspace) -> None:
         names = {row["id"]: row["name"] for row in rows(db, "SELECT id, name FROM checkpoints")}
         return [gr.Dropdown(choices, value=chosen), board_html(found, names)]
 
-    page.on_show(show, [project], [project, board], on_load=False)
+    page.on_show(show, [project], [project, board])
     project.input(show, project, [project, board], show_progress_on=board, api_visibility="private")
 
 

@@ -76,21 +76,18 @@ def on_show(
     fn: Callable[..., Any],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
-    on_load: bool = True,
     progress_on: Any = None,
 ) -> None:
-    """Call `fn` when the page loads (unless that costs too much) and whenever the caller's tab is opened.
+    """Call `fn` whenever the caller's tab is opened: what nobody looks at costs nothing when the page loads.
 
     What takes long says so on the component `progress_on`.
     """
     block = Context.block
     while block is not None and not isinstance(block, gr.Tab):
         block = block.parent
-    triggers = [Context.root_block.load] if on_load and Context.root_block is not None else []
-    if block is not None:
-        triggers.append(block.select)
+    assert block is not None, "only what stands in a tab can come into view"
     shown = QUIET if progress_on is None else QUIET | {"show_progress": "full", "show_progress_on": progress_on}
-    gr.on(triggers, fn, list(inputs), list(outputs), queue=False, **shown)
+    block.select(fn, list(inputs), list(outputs), queue=False, **shown)
 
 
 def html(value: str = "", **more: Any) -> gr.HTML:

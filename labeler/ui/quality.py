@@ -91,7 +91,7 @@ def build(workspace: Workspace) -> None:
         return [gr.Dropdown(choices, value=chosen), figures_html(measured), people_html(measured), listed]
 
     outputs = [project, figures, people, disagreements]
-    page.on_show(show, [project], outputs, on_load=False, progress_on=figures)
+    page.on_show(show, [project], outputs, progress_on=figures)
     project.input(show, project, outputs, show_progress_on=figures, api_visibility="private", concurrency_limit=2)
 
 

@@ -133,7 +133,7 @@ def build(workspace: Workspace) -> None:
         return ""
 
     live = [seen, curve, ask, timer]
-    page.on_show(show, [seen], [table, models, name, begin, *live], on_load=False)
+    page.on_show(show, [seen], [table, models, name, begin, *live])
     begin.click(sample, [name, count, each, temperature, longest], said, **page.QUIET).then(
         show, [seen], [table, models, name, begin, *live], **page.QUIET
     )

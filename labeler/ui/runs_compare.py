@@ -62,7 +62,7 @@ def build(workspace: Workspace) -> None:
     page.on_show(offer, [runs], [runs])
     for field in (runs, metric):
         field.input(choose, [runs, metric], [metric, curves, tables], **page.QUIET)
-    page.on_show(lambda: FEW, [], [tables], on_load=False)
+    page.on_show(lambda: FEW, [], [tables])
 
 
 def metric_names(compared: Sequence[Job], histories: Sequence[list[dict[str, Any]]]) -> list[str]:

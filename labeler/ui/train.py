@@ -154,7 +154,7 @@ def build(workspace: Workspace) -> None:
     method.change(choose, chosen, form_outputs, **page.QUIET)
     edited = [field.change for field in (weigh, *flat)]
     gr.on(edited, measured, chosen, data, trigger_mode="always_last", **page.QUIET)
-    page.on_show(measured, chosen, [data], on_load=False)
+    page.on_show(measured, chosen, [data])
     mark = gr.State(estimates.mark(workspace))  # changes when the machine's speed has been measured
     gr.Timer(MARK_SECONDS).tick(lambda: estimates.mark(workspace), None, mark, queue=False, **page.QUIET)
     mark.change(facts, chosen, data, **page.QUIET)
@@ -170,15 +170,14 @@ def build(workspace: Workspace) -> None:
 
 
 def current(workspace: Workspace) -> jobs.Job | None:
-    """The run that the tab shows: the one that is going, else the next that waits, else the newest."""
+    """The run that the tab shows: the one that is going, else the next that waits, else the one that ended last."""
     running = jobs.list_jobs(workspace.store, ["running"])
     if running:
         return running[0]
     next_up = jobs.queue(workspace.store)
     if next_up:
         return next_up[0]
-    newest = jobs.list_jobs(workspace.store)
-    return newest[0] if newest else None
+    return max(jobs.list_jobs(workspace.store), key=lambda job: job.finished_at or 0.0, default=None)
 
 
 def waiting_line(workspace: Workspace) -> str:

@@ -41,7 +41,6 @@ def finished(app: App, *methods: str) -> None:
 def rank_all(page: Page, project: str, count: int) -> None:
     """Rank that many tasks of a project, the first card best."""
     page.reload()
-    page.locator(".card").first.wait_for()
     page.locator("#rank").get_by_label("Project", exact=True).select_option(label=project)
     for _ in range(count):
         expect(page.locator(".card").first).to_be_visible()
