@@ -176,11 +176,13 @@ class Run:
     def listen(self) -> Wishes:
         """What the outside asks for, between two steps: SIGTERM, control.json. Waits here while the run is paused.
 
-        Every process must ask, because they act as one.
+        Every process must ask, because they act as one. A save that is asked for with a pause is done after it.
         """
-        paused = False
+        paused = save = False
         while True:
             wishes = self._from_main(self._control.read() if self.writes else Wishes())
+            save = save or wishes.save
+            wishes = wishes._replace(save=save)
             if wishes.num_threads is not None:
                 processes.set_threads(wishes.num_threads)
             if wishes.stop or self._anywhere(self._stop.is_set()):

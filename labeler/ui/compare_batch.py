@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import sampling
+from labeler import jobs, sampling
 from labeler.auth import current_user
 from labeler.chat import Sampling
 from labeler.projects import all_projects
@@ -18,8 +18,9 @@ from labeler.ui import page
 from labeler.ui.run_view import notice
 from labeler.workspace import Workspace
 
-EVERYTHING = 0
-"""The choice "all prompts" in the menu of prompt sets."""
+EVERYTHING, UNRANKED = 0, -1
+"""The choices besides projects in the menu of prompt sets."""
+SETS = [("all prompts", EVERYTHING), ("prompts nobody has ranked", UNRANKED)]
 ABOUT = """<p class="meta" style="max-width: 75ch">The checkpoints chosen above answer every prompt of a set. The
 answers become the tasks of a new project in Rank: shuffled, without names, for as many people as you like. Their
 rankings count in the Leaderboard.</p>"""
@@ -38,7 +39,7 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
         told = page.html(elem_id="batch-told")
 
     def refresh(chosen: int | None) -> Any:
-        found = [("all prompts", EVERYTHING), *((one.name, one.id) for one in all_projects(workspace.store.db))]
+        found = [*SETS, *((one.name, one.id) for one in all_projects(workspace.store.db))]
         return gr.Dropdown(found, value=page.keep_choice(found, chosen, EVERYTHING))
 
     def start(
@@ -52,13 +53,15 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
                 raise InputError("Choose a checkpoint or more at the top of the page.")
             settings = Sampling(*drawn)
             picked = prompt_ids(workspace, source or EVERYTHING, int(most or 0), settings.seed)
-            job = sampling.create(workspace, user, title.strip(), chosen, picked, int(number or 0), settings.settings())
+            title = title.strip()
+            made = sampling.create(workspace, user, title, chosen, picked, int(number or 0), settings.settings())
+            label = jobs.get(workspace.store, made).label
         except InputError as error:
             return notice(str(error))
         who = f"{len(chosen)} checkpoint{'s' if len(chosen) > 1 else ''}"
         return notice(
-            f"{job} is queued: {who} to answer {len(picked):,} prompts. Its progress is in Runs; the project "
-            f"{title.strip()!r} is in Rank as soon as it has answers.",
+            f"{label} is queued: {who} to answer {len(picked):,} prompts. Its progress is in Runs; the project "
+            f"{title} is in Rank as soon as it has answers.",
             "info",
         )
 
@@ -66,14 +69,18 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
     page.on_show(refresh, [prompts], [prompts])
 
 
-def prompt_ids(workspace: Workspace, project_id: int, most: int, seed: int) -> list[int]:
-    """Up to `most` prompts of the project's tasks (EVERYTHING: of all there are), drawn by the seed.
+def prompt_ids(workspace: Workspace, chosen: int, most: int, seed: int) -> list[int]:
+    """Up to `most` prompts of a set, drawn by the seed: of a project's tasks, of those without a ranking in force
+    (UNRANKED: no run has learned from them), or of all (EVERYTHING).
 
     Raises InputError where there are none.
     """
-    where = "" if project_id == EVERYTHING else "WHERE id IN (SELECT prompt_id FROM tasks WHERE project_id = ?)"
-    params = [] if project_id == EVERYTHING else [project_id]
-    found = [row["id"] for row in rows(workspace.store.db, f"SELECT id FROM prompts {where} ORDER BY id", params)]
+    where = {
+        EVERYTHING: "",
+        UNRANKED: "WHERE id NOT IN (SELECT t.prompt_id FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id)",
+    }.get(chosen, "WHERE id IN (SELECT prompt_id FROM tasks WHERE project_id = :project)")
+    sql = f"SELECT id FROM prompts {where} ORDER BY id"
+    found = [row["id"] for row in rows(workspace.store.db, sql, {"project": chosen})]
     if not found:
         raise InputError("There are no prompts in this set; import some in Data, or choose another set.")
     if most < 1:

@@ -109,6 +109,13 @@ def test_paused_it_waits_until_told_to_go_on(train, after_step, tmp_path, monkey
     assert len(rows(tmp_path / "run")) == 5
 
 
+def test_a_save_asked_for_with_a_pause_is_done_after_it(train, after_step, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: ask(tmp_path / "run", pause=False))
+    after_step(2, lambda folder: ask(folder, save=True, pause=True))
+    assert train("run", "--max-steps", 6, "--save-every", 100, "--eval-every", 100) == 0
+    assert names(tmp_path / "run") == ["step-000003", "step-000006"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"stopp": true}', '{"stop": "yes"}', '{"num_threads": -1}'])
 def test_a_mistake_in_control_json_is_said_once_and_changes_nothing(tmp_path, text):
     said = []
