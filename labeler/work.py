@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.preferences import split_by_prompt
 from data.records import Demonstration, Ranking
 from labeler.before import Material
-from training.config import DPOConfig, PPOConfig, RewardConfig, TrainingConfig
+from training.config import DPOConfig, PolicyConfig, PPOConfig, RewardConfig, TrainingConfig
 from training.prices import Sizes, features, forwards
 
 Floats = NDArray[np.floating[Any]]
@@ -86,7 +86,10 @@ def count(config: TrainingConfig, found: Material, lengths: Lengths) -> Work | N
         return None
     scale = found.total / len(found.records)
     counting = _ppo if isinstance(config, PPOConfig) else _fit
-    return counting(config, train, held, scale, lengths)
+    work = counting(config, train, held, scale, lengths)
+    if isinstance(config, PolicyConfig):
+        _sample(work, config, [*held, *train], lengths)
+    return work
 
 
 def _longest(size: Sizes) -> int:
@@ -116,6 +119,22 @@ def _batches(groups: Sequence[Sizes], size: int, seed: int) -> list[list[Sizes]]
     order = np.random.default_rng(seed).permutation(len(groups))
     whole = [order[start : start + size] for start in range(0, len(order), size)][:BATCHES]
     return [[groups[i] for i in batch] for batch in whole]
+
+
+def _sample(work: Work, config: PolicyConfig, prompts: Sequence[Sizes], lengths: Lengths) -> None:
+    """Add what `training.samples` lets the policy say on the way."""
+    count = min(config.sample_prompts, len(prompts))
+    if not count:
+        return
+    times = _every(work.steps, config.sample_every or max(1, work.steps // 10)) + 1
+    drawn = np.random.default_rng(config.seed).choice(lengths.answers or [config.sample_max_new_tokens], (64, count))
+    answers = np.minimum(drawn, config.sample_max_new_tokens)
+    work.decode_steps += float(answers.max(1).mean()) * times
+    work.decode_rows += float(answers.sum(1).mean()) * times
+    prefill = np.array(features([(size[0], []) for size in prompts[:count]], False, lengths.shared))
+    if isinstance(config, PPOConfig):  # they are scored too
+        prefill = prefill + np.array(features([(size[0], [int(answers.mean())]) for size in prompts[:count]], False))
+    work.read = work.read + prefill * times
 
 
 def _fit(config: TrainingConfig, train: list[Sizes], held: list[Sizes], scale: float, lengths: Lengths) -> Work:

@@ -98,7 +98,7 @@ def build(workspace: Workspace) -> None:
         drawn.then(look, watched, live, **page.QUIET)
 
     for widget in (drawing, table, details.head):  # its page links to other checkpoints
-        redraw(widget.select(pick, None, [chosen, said], **page.QUIET))
+        redraw(widget.select(pick, None, [chosen, said], trigger_mode="always_last", **page.QUIET))
     for field in filters:
         redraw(field.change(lambda: None, None, None, **page.QUIET))
     for event in details.listen(chosen, said):

@@ -56,7 +56,7 @@ def build(workspace: Workspace) -> None:
 
     live = [chosen, table_seen, table, *view.outputs]
     known = [chosen, table_seen, view.seen]
-    table.select(pick, known[1:], live, **page.QUIET)
+    table.select(pick, known[1:], live, trigger_mode="always_last", **page.QUIET)
     for pressed in view.on_buttons(chosen, problem):
         pressed.then(look, known, live, **page.QUIET)
     page.on_show(look, known, live)

@@ -59,7 +59,8 @@ def _build_people(workspace: Workspace) -> None:
             choose = gr.Button("Save my password", variant="primary", scale=0, min_width=180)
     chosen_note = page.html(elem_id="own-password-notice")
     with gr.Row():
-        role = gr.Dropdown([], label="Invite somebody as", elem_id="invite-role")
+        first = [(ROLE_WORDS["annotator"], "annotator")]  # whoever sees this tab may invite them, also at once
+        role = gr.Dropdown(first, value="annotator", label="Invite somebody as", elem_id="invite-role")
         invite = gr.Button("Make an invitation link", variant="primary", scale=0, min_width=220, elem_id="invite-make")
     link = page.html(elem_id="invite-link")
     open_links = page.html(elem_id="invite-open")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,19 @@ def test_the_work_of_a_run_is_counted(tmp_path: Path) -> None:
     assert counted.learn[1] == pytest.approx(6 * (3 * 22 - 2 * 5))  # what the prompts begin with is read once
     assert counted.learn[3] == 0  # no token's probability is asked for
     assert counted.read[1] == pytest.approx(4 * 22)  # evaluations before the first step and at 3, 4 and 6
-    dpo = work.count(DPOConfig(batch_size=3, max_steps=6, kl_prompts=0, eval_every=6, save_every=6), found, LENGTHS)
+    quiet = DPOConfig(batch_size=3, max_steps=6, kl_prompts=0, eval_every=6, save_every=6, sample_prompts=0)
+    dpo = work.count(quiet, found, LENGTHS)
     assert dpo is not None
     assert dpo.read[1] == pytest.approx(2 * 22 + 3 * 56 + 22)  # evaluations, and the reference of everything once
+    says = work.count(replace(quiet, sample_prompts=2, sample_every=3), found, LENGTHS)
+    assert says is not None  # two prompts answered by eight tokens each, before the first step, at 3 and at 6
+    assert (says.decode_steps, says.decode_rows) == (3 * 8, 3 * 2 * 8)
+    assert says.read[1] == pytest.approx(dpo.read[1] + 3 * (2 * 15 - 5))
     assert work.count(DPOConfig(max_length=16), found, LENGTHS) is None  # nothing fits
     asked = before.material(workspace, "prompts")
-    ppo = work.count(PPOConfig(batch_size=5, max_steps=2, minibatches=1, ppo_epochs=3), asked, LENGTHS)
+    ppo = work.count(
+        PPOConfig(batch_size=5, max_steps=2, minibatches=1, ppo_epochs=3, sample_prompts=0), asked, LENGTHS
+    )
     assert ppo is not None
     assert (ppo.updates, ppo.decode_steps, ppo.decode_rows) == (6, 2 * 8, 2 * 5 * 8)
     assert ppo.learn[1] == pytest.approx(2 * 3 * (5 * 23 - 4 * 5))
