@@ -114,6 +114,7 @@ def make() -> gr.themes.Base:
     plain = {
         "color_accent": "var(--accent)",
         "block_border_width": "1px",
+        "checkbox_border_radius": "3px",  # with the one radius of the rest it would look like a radio button
         "button_border_width": "1px",
         "button_large_text_weight": "600",
         "button_small_text_weight": "500",

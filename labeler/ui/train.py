@@ -97,15 +97,22 @@ def build(workspace: Workspace) -> None:
             *(gr.update(visible=other == name) for other in order),
         ]
 
-    def facts(
-        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
-    ) -> str:
-        return described(request, name, weighed, values, measure=False)
-
     def measured(
         request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
     ) -> str:
         return described(request, name, weighed, values, measure=True)
+
+    def again(
+        request: gr.Request,
+        before: str,
+        name: str,
+        weighed: bool,
+        parent_id: int | None,
+        reward_id: int | None,
+        *values: Any,
+    ) -> list[Any]:
+        now = estimates.mark(workspace)
+        return [gr.skip()] * 2 if now == before else [now, described(request, name, weighed, values, measure=True)]
 
     def described(request: gr.Request, name: str, weighed: bool, values: tuple[Any, ...], measure: bool) -> str:
         if current_user(request, workspace).role not in page.TRAINERS:
@@ -155,9 +162,8 @@ def build(workspace: Workspace) -> None:
     edited = [field.change for field in (weigh, *flat)]
     gr.on(edited, measured, chosen, data, trigger_mode="always_last", **page.QUIET)
     page.on_show(measured, chosen, [data])
-    mark = gr.State(estimates.mark(workspace))  # changes when the machine's speed has been measured
-    gr.Timer(MARK_SECONDS).tick(lambda: estimates.mark(workspace), None, mark, queue=False, **page.QUIET)
-    mark.change(facts, chosen, data, **page.QUIET)
+    mark = gr.State("")  # changes when a measurement of the machine's speed has begun or ended
+    gr.Timer(MARK_SECONDS).tick(again, [mark, *chosen], [mark, data], queue=False, **page.QUIET)
     known = [line_seen, view.seen]
     live = [line_seen, line, shown, waiting, *view.outputs]
     started = start.click(begin, chosen, [problem, start], concurrency_limit=4, api_visibility="private")

@@ -172,6 +172,13 @@ def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
     expect(page.locator(".checkpoints:visible")).to_contain_text("reward/0001 step 40")
 
 
+def test_time_and_memory_appear_as_soon_as_the_machine_is_measured(ranked: App, page: Page) -> None:
+    open_tab(page, ranked, "Train")
+    expect(page.locator("#train-takes")).to_contain_text("measuring this machine's speed")
+    expect(page.locator("#train-takes")).to_contain_text("of memory", timeout=RUN_MS)
+    expect(page.locator("#train-takes")).not_to_contain_text("measuring")
+
+
 def test_the_run_outlives_the_app_and_can_be_killed_and_resumed(ranked: App, page: Page) -> None:
     open_tab(page, ranked, "Train")
     start_run(page, "dpo", max_steps=100_000, save_every=5, eval_every=50_000)
