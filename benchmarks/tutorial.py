@@ -123,7 +123,7 @@ def walk(page: Page, app: App, options: argparse.Namespace) -> dict[str, Any]:
     set_field(page, "#batch-name input, #batch-name textarea", PROJECT)
     set_field(page, "#batch-count input", options.votes)
     page.locator("#batch-prompts input").click()
-    page.get_by_role("option", name="prompts nobody has ranked", exact=True).click()
+    page.get_by_role("option", name="unranked prompts", exact=True).click()
     page.locator("#batch-create").click()
     expect(page.locator("#batch-told")).to_contain_text("is queued")
     picture("batch")

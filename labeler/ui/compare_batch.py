@@ -20,7 +20,7 @@ from labeler.workspace import Workspace
 
 EVERYTHING, UNRANKED = 0, -1
 """The choices besides projects in the menu of prompt sets."""
-SETS = [("all prompts", EVERYTHING), ("prompts nobody has ranked", UNRANKED)]
+SETS = [("all prompts", EVERYTHING), ("unranked prompts", UNRANKED)]
 ABOUT = """<p class="meta" style="max-width: 75ch">The checkpoints chosen above answer every prompt of a set. The
 answers become the tasks of a new project in Rank: shuffled, without names, for as many people as you like. Their
 rankings count in the Leaderboard.</p>"""

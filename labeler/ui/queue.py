@@ -21,11 +21,25 @@ from training.config import METHODS
 RECENT = 5
 """How many runs that have ended are listed."""
 
-# The list is redrawn at every change, so one listener serves all buttons.
+# The list is redrawn at every change, so one listener serves all buttons, and the focus must come back to its place.
+# Of a double click only moves count twice: one would not want a run tried anew twice.
 ACT = """
+let pressed = null;
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
-  if (button) trigger('select', {run: button.dataset.run, act: button.dataset.act});
+  if (!button) return;
+  const {run, act} = button.dataset;
+  if (event.detail > 1 && act !== 'up' && act !== 'down') return;
+  pressed = {run, act};
+  trigger('select', {run, act});
+});
+watch('value', () => {
+  if (!pressed) return;
+  const own = [...element.querySelectorAll('[data-act]:enabled')].filter(button => button.dataset.run === pressed.run);
+  const next = own.find(button => button.dataset.act === pressed.act) || own[0];
+  const at = document.activeElement;
+  if (next && (at === document.body || element.contains(at))) next.focus({preventScroll: true});
+  pressed = null;
 });
 """
 

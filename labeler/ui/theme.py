@@ -119,7 +119,7 @@ def make() -> gr.themes.Base:
         "button_large_text_weight": "600",
         "button_small_text_weight": "500",
     }
-    return theme.set(**values, **radius, **{name: value for name, value in plain.items() if name in known})
+    return theme.set(**values | radius | {name: value for name, value in plain.items() if name in known})
 
 
 def _parameters(theme: gr.themes.Base) -> list[str]:

@@ -55,6 +55,7 @@ def test_a_recipe_by_clicks_and_the_queue_in_another_order(make_app: MakeApp, pa
     # another order
     press(page, "Move reward/0003 up")
     expect(waiting(page)).to_have_text(["reward/0003", "sft/0002", "ppo/0004"])
+    expect(page.get_by_role("button", name="Move reward/0003 down")).to_be_focused()  # it is the first, so not up
     press(page, "Move ppo/0004 up")
     expect(page.locator("#train-queue-said")).to_contain_text("ppo/0004 needs sft/0002, so it stays behind it")
     press(page, "Move sft/0002 up")
@@ -117,7 +118,7 @@ def test_an_annotator_s_request_changes_nothing(make_app: MakeApp, page: Page) -
         db.execute("UPDATE users SET role = 'annotator'")
     page.goto(app.url)
     page.evaluate("document.querySelectorAll('[hidden], [style*=none]').forEach(each => each.hidden = false)")
-    page.get_by_role("tab", name="Train", exact=True).evaluate("tab => tab.click()")
+    page.locator("#tab-train-button").evaluate("tab => tab.click()")  # it is hidden
     page.locator("[data-recipe=reward-dpo]").evaluate("button => button.click()")
     expect(page.locator("#train-recipe-said")).to_contain_text("may not start or stop runs")
     assert states(app) == {}
