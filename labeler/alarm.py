@@ -93,7 +93,8 @@ def _judged(point: Point, what: str) -> Estimate | None:
 
 
 class Vote(NamedTuple):
-    """One blind comparison of a run's checkpoint with what the run started from: 1 won, 0.5 tied, 0 lost."""
+    """One blind ranking of a run's checkpoint beside what the run started from: the share of their answers' pairs that
+    the checkpoint won, ties as half."""
 
     step: int
     prompt_id: int
@@ -112,7 +113,7 @@ def votes_of_run(store: Store, run_id: str) -> list[Vote]:
     # from the run's few checkpoints on, by indexes: never through all rankings of the workspace
     place = "(SELECT key FROM json_each(r.completion_ids) WHERE value = {}.id)"
     rank = "(SELECT value FROM json_each(r.ranks) WHERE key = " + place + ")"
-    sql = f"""SELECT r.prompt_id, r.user_id, c.step, {rank.format("m")} AS rank, {rank.format("o")} AS other
+    sql = f"""SELECT r.event_id, r.prompt_id, r.user_id, c.step, {rank.format("m")} AS rank, {rank.format("o")} AS other
         FROM checkpoints AS c
         CROSS JOIN completions AS m ON m.checkpoint_id = c.id
         CROSS JOIN task_completions AS mine ON mine.completion_id = m.id
@@ -123,11 +124,12 @@ def votes_of_run(store: Store, run_id: str) -> list[Vote]:
             AND (r.source = 'task' OR (r.source = 'compare' AND json_extract(m.sampling, '$.blind')))
         ORDER BY r.event_id"""
     found = rows(store.db, sql, {"run": run_id, "parent": job["parent_checkpoint_id"]})
-    return [
-        Vote(int(row["step"]), int(row["prompt_id"]), int(row["user_id"]), _outcome(row["rank"], row["other"]))
-        for row in found
-        if row["rank"] is not None and row["other"] is not None
-    ]
+    said: dict[tuple[int, int, int, int], list[float]] = {}
+    for row in found:
+        if row["rank"] is not None and row["other"] is not None:
+            key = (int(row["event_id"]), int(row["step"]), int(row["prompt_id"]), int(row["user_id"]))
+            said.setdefault(key, []).append(_outcome(row["rank"], row["other"]))
+    return [Vote(*key[1:], sum(pairs) / len(pairs)) for key, pairs in said.items()]
 
 
 def _outcome(rank: int, other: int) -> float:

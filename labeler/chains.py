@@ -85,10 +85,13 @@ def cancel_followers(db: Database, job_id: str) -> None:
 
 def revive_followers(db: Database, job_id: str) -> None:
     """Queue again what was cancelled because of this run, unless it waits for another one that has failed too."""
-    db.execute(
-        "UPDATE jobs SET state = 'queued', error = NULL, stopped_by = NULL, finished_at = NULL WHERE stopped_by = ?",
-        [job_id],
-    )
+    revived = rows(db, "SELECT id FROM jobs WHERE stopped_by = ? ORDER BY position", [job_id])
+    for row in revived:  # behind the run that they need, which was put last
+        db.execute(
+            """UPDATE jobs SET state = 'queued', error = NULL, stopped_by = NULL, finished_at = NULL,
+                position = (SELECT max(position) + 1 FROM jobs) WHERE id = ?""",
+            [row["id"]],
+        )
     for row in rows(
         db,
         """SELECT DISTINCT need.id FROM jobs AS j JOIN jobs AS need ON need.id IN (j.parent_job, j.reward_job)

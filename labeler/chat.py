@@ -69,6 +69,8 @@ class Chat:
         # answers grow alike, and no threads of torch's for one answer wait busily beside those of another.
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._loading: Future[Base] | None = None
+        self._scoring = threading.Lock()
+        self._scorer: tuple[tuple[Path, int], Any] | None = None
 
     @property
     def ready(self) -> bool:
@@ -169,7 +171,12 @@ class Chat:
         if checkpoint.kind != "reward" or folder is None or checkpoint.base_model != self.workspace.base_model:
             raise InputError(f"{checkpoint.name} gives no scores here. Choose a reward model of this base model")
         base = self.base()
-        model = load_reward_model(base, str(folder))
+        with self._scoring:  # a whole model of its own is read from disk once, not for every answer
+            key = folder, folder.stat().st_mtime_ns  # a resumed run may write the same folder again
+            if self._scorer is None or self._scorer[0] != key:
+                self._scorer = None  # never two at once
+                self._scorer = key, load_reward_model(base, str(folder))
+            model = self._scorer[1]
 
         def scores() -> Iterator[float]:
             group = Group(encode_prompt(model.reader, messages), [encode_response(model.reader, text, ended)])

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -91,7 +92,7 @@ def _unzip(source: Path, staged: Path) -> None:
                 if name in _wanted(names):
                     with archive.open(entry) as file:
                         room -= _copy(file, staged / name, room)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, IndexError) as error:
         raise InputError(f"the zip cannot be read ({error}); pack the folder again, without a password") from None
 
 

@@ -113,11 +113,13 @@ def evaluate(folder: Path, config: Config, status: Status) -> Config:
     scratch = folder / "scratch"
     scratch.mkdir()
     measure = _reward if config["checkpoint_kind"] == "reward" else _policy
-    found = measure(scratch, config, status) | {"settings": config["settings"], "made_at": time.time()}
+    try:
+        found = measure(scratch, config, status) | {"settings": config["settings"], "made_at": time.time()}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # what people said stays in the store alone
     kept = Path(config["result"])
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, found)
-    shutil.rmtree(scratch)  # what people said stays in the store alone
     return {}
 
 

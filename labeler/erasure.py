@@ -7,21 +7,25 @@ before (backups, exports that were taken away, trained checkpoints) is out of re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
+from data.formats import read_rows, write_rows
 from data.records import InputError
 from labeler import snapshots, tasks
 from labeler.migrations import ERASED
 from labeler.search import has_index
 from labeler.store import Row, Store, explain, one, rows, scalar
 from labeler.users import User
+from training.files import write_json
 
 ERASERS = ("lead", "owner")
 NOBODY = '[{"role": "user", "content": "(erased)"}]'
@@ -58,7 +62,7 @@ def erase(store: Store, by: User, user_id: int, files: str) -> Erasure:
         prompts = _erase_own_prompts(db, user_id)
         if prompts:
             held += rows(db, "SELECT * FROM snapshots WHERE erased_at IS NULL AND kind = 'prompts'")
-        counts |= {"prompts": prompts, "snapshots": len(held)}
+        counts |= {"prompts": len(prompts), "snapshots": len(held)}
         now = time.time()
         for row in held:
             changed = row["filters"].replace(json.dumps(person["name"]), json.dumps(f"erased-{user_id}"))
@@ -71,6 +75,9 @@ def erase(store: Store, by: User, user_id: int, files: str) -> Erasure:
     if files == "delete":
         for row in held:
             _delete(store, row["path"])
+            for run in rows(store.db, "SELECT id FROM jobs WHERE snapshot_id = ?", [row["id"]]):
+                _delete(store, f"runs/{run['id']}/samples.jsonl")
+    _delete_copies(store.path.parent, prompts)
     return Erasure(erasure_id, counts, clean(store))
 
 
@@ -135,8 +142,8 @@ def _erase_words(db: Database, user_id: int) -> dict[str, int]:
     return {"events": changed, "drafts": drafts, "answers": written}
 
 
-def _erase_own_prompts(db: Database, user_id: int) -> int:
-    """What they typed into Compare and Chat, where nobody else ranked or uses it."""
+def _erase_own_prompts(db: Database, user_id: int) -> list[int]:
+    """What they typed into Compare and Chat, where nobody else ranked or uses it; the prompts' ids."""
     prompts = rows(
         db,
         """SELECT DISTINCT t.prompt_id FROM assignments AS a JOIN tasks AS t ON t.id = a.task_id
@@ -152,7 +159,22 @@ def _erase_own_prompts(db: Database, user_id: int) -> int:
             [NOBODY, f"erased-{prompt_id}", prompt_id],
         )
         db.execute("UPDATE completions SET text = '', source = 'erased' WHERE prompt_id = ?", [prompt_id])
-    return len(prompts)
+    return [row["prompt_id"] for row in prompts]
+
+
+def _delete_copies(folder: Path, prompt_ids: list[int]) -> None:
+    """What other parts of the app have written down for a time: texts to measure with, evaluations' samples and
+    scratch, prompts that wait to be answered."""
+    for path in [*folder.glob("speed/*.texts"), *folder.glob("work/*/scratch/*.jsonl")]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob("evaluations/*/result.json"):
+        with contextlib.suppress(OSError, ValueError):
+            write_json(path, json.loads(path.read_text("utf-8")) | {"samples": []})
+    if prompt_ids:
+        for path in folder.glob("runs/*-sample/data.jsonl"):
+            with contextlib.suppress(OSError, ValueError):
+                kept = [row for _, row in read_rows(path) if row.get("id") not in prompt_ids]
+                write_rows(path, kept)
 
 
 def _forget_person(db: Database, user_id: int) -> None:

@@ -194,7 +194,8 @@ def _measure(workspace: Workspace, method: str, config: TrainingConfig) -> str:
     if fast is None:
         return ""
     file = _file(workspace, config, fast)
-    if child is not None and child.returncode > 0 and not file.exists():
+    file.with_suffix(".texts").unlink(missing_ok=True)  # what people said stays in the store alone
+    if child is not None and child.returncode != 0 and not file.exists():  # killed ones too: memory may be short
         write_json(file, {"error": f"exit status {child.returncode}"})
     _measuring.pop(str(workspace.folder), None)
     if file.exists():

@@ -229,30 +229,32 @@ def _won(ours: float, theirs: float) -> float:
 def votes_between(store: Store, first_id: int, second_id: int) -> tuple[Figure, int]:
     """How often people preferred the first checkpoint's answer to the second's, ties half; and how many tied.
 
-    Of the rankings in force that hold an answer of each; known answers are not asked. n counts pairs of answers.
+    Of the blind rankings in force that hold an answer of each, as the Leaderboard counts them: no known answers, no
+    repeats, no adjudications. n counts rankings; one of several answers of each is the mean of its pairs.
     """
+    of = "SELECT tc.task_id FROM task_completions AS tc JOIN completions AS c ON c.id = tc.completion_id WHERE"
     found = rows(
         store.db,
-        """SELECT f.event_id, f.task_id, t.prompt_id, e.payload FROM in_force AS f
-            JOIN tasks AS t ON t.id = f.task_id JOIN events AS e ON e.id = f.event_id
-            WHERE t.gold_ranks IS NULL AND f.task_id IN (SELECT tc.task_id FROM task_completions AS tc
-                JOIN completions AS c ON c.id = tc.completion_id WHERE c.checkpoint_id = ?)
-            AND f.task_id IN (SELECT tc.task_id FROM task_completions AS tc
-                JOIN completions AS c ON c.id = tc.completion_id WHERE c.checkpoint_id = ?)""",
+        f"""SELECT r.prompt_id, r.completion_ids, r.ranks FROM latest_rankings AS r
+            WHERE r.purpose = 'label' AND r.gold_ranks IS NULL AND NOT coalesce(r.all_bad, 0) AND r.source != 'chat'
+            AND r.task_id IN ({of} c.checkpoint_id = ?) AND r.task_id IN ({of} c.checkpoint_id = ?)
+            AND NOT EXISTS ({of} tc.task_id = r.task_id AND NOT coalesce(json_extract(c.sampling, '$.blind'), 1))""",
         [first_id, second_id],
     )
     said: list[tuple[int, float]] = []
     for row in found:
-        payload = json.loads(row["payload"])
-        if payload.get("all_bad"):
-            continue
         made = rows(store.db, "SELECT id, checkpoint_id FROM completions WHERE id IN (SELECT value FROM json_each(?))",
-                    [json.dumps(payload["completion_ids"])])  # fmt: skip
+                    [row["completion_ids"]])  # fmt: skip
         by_id = {each["id"]: each["checkpoint_id"] for each in made}
-        ranked = [(by_id.get(i), rank) for i, rank in zip(payload["completion_ids"], payload["ranks"], strict=True)]
-        for ours in [rank for owner, rank in ranked if owner == first_id and rank is not None]:
-            for theirs in [rank for owner, rank in ranked if owner == second_id and rank is not None]:
-                said.append((row["prompt_id"], _won(-ours, -theirs)))  # rank 1 is the best
+        placed = zip(json.loads(row["completion_ids"]), json.loads(row["ranks"]), strict=True)
+        ranked = [(by_id.get(i), rank) for i, rank in placed if rank is not None]
+        pairs = [
+            _won(-ours, -theirs)  # rank 1 is the best
+            for owner, ours in ranked if owner == first_id
+            for other, theirs in ranked if other == second_id
+        ]  # fmt: skip
+        if pairs:
+            said.append((row["prompt_id"], sum(pairs) / len(pairs)))
     return _share(said), sum(value == 0.5 for _, value in said)
 
 

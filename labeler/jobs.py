@@ -295,6 +295,9 @@ class Batch:
                 for need in (new.row.get("parent_job"), new.row.get("reward_job")):
                     if need is not None:
                         chains.check_awaited(db, need)  # it may have failed since
+                for used in (new.row.get("parent_checkpoint_id"), new.row.get("reward_checkpoint_id")):
+                    if used is not None and checkpoints.get(store, used).deleted_at is not None:
+                        raise InputError("a checkpoint that this run needs was deleted meanwhile; choose another one")
                 db.table("jobs").insert(new.row | {"position": last_position(db) + 1})
 
     def _awaited(self, job_id: str, kind: str) -> str:
@@ -384,7 +387,8 @@ def resume(workspace: Workspace, job_id: str) -> None:
             chains.check_awaited(db, need)
         changed = db.execute(
             f"""UPDATE jobs SET state = 'queued', resume = 1, queued_at = ?, position = ?, stop_requested_at = NULL,
-                pid = NULL, process_started = NULL, error = NULL, finished_at = NULL, stopped_by = NULL
+                started_at = NULL, finished_at = NULL, pid = NULL, process_started = NULL, error = NULL,
+                stopped_by = NULL
             WHERE id = ? AND state IN ({", ".join("?" for _ in RESUMABLE_STATES)})""",
             [time.time(), last_position(db) + 1, job_id, *RESUMABLE_STATES],
         ).rowcount

@@ -620,8 +620,9 @@ def m011_conversations(db: Database) -> None:
     _run(
         db,
         [
+            # ids are never used twice: the thread that writes an answer outlives a conversation that is deleted
             """CREATE TABLE conversations (
-                id INTEGER PRIMARY KEY,
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
                 user_id INTEGER NOT NULL REFERENCES users (id),
                 title TEXT NOT NULL,
                 settings TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings)), -- those of the last answer
@@ -631,7 +632,7 @@ def m011_conversations(db: Database) -> None:
             ) STRICT""",
             "CREATE INDEX conversations_user ON conversations (user_id, opened_at)",
             """CREATE TABLE turns (
-                id INTEGER PRIMARY KEY,
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
                 conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
                 parent_id INTEGER REFERENCES turns (id),
                 role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),

@@ -149,9 +149,8 @@ def _open_jobs(db: Database) -> list[Row]:
 def _works_with(job: Row, checkpoint: Checkpoint) -> bool:
     """Whether a job starts from the checkpoint, is rewarded by it, samples it, or made it and may go on from it."""
     config = json.loads(job["config"])
-    named = config.get("checkpoint_ids")
     ids = {job["parent_checkpoint_id"], job["reward_checkpoint_id"], config.get("checkpoint_id")}
-    ids |= set(named) if isinstance(named, list) else set()
+    ids |= {each["id"] for each in config.get("checkpoints") or []}
     # a job in a chain waits for the final checkpoint of another one
     runs = {job["id"], job.get("parent_job"), job.get("reward_job")}
     return checkpoint.id in ids or (checkpoint.run_id is not None and checkpoint.run_id in runs)

@@ -124,7 +124,8 @@ def choose_prompts(store: Store, count: int, seed: int = 0) -> tuple[list[int], 
     """Prompts for the next round, and how many of them were chosen by the reward model's uncertainty.
 
     First those on whose answers the heads of the last selection disagreed most (`selection.apply`), then others at
-    random. Prompts with fewer rounds behind them come before those with more, so that a round brings new ones.
+    random. Prompts with fewer rounds behind them come before those with more, so that a round brings new ones. What
+    people typed in Chat and Compare is theirs and is not shown to others.
     """
     found = rows(
         store.db,
@@ -133,7 +134,7 @@ def choose_prompts(store: Store, count: int, seed: int = 0) -> tuple[list[int], 
                     AS disagreement,
                 (SELECT count(DISTINCT t.project_id) FROM tasks AS t WHERE t.prompt_id = p.id AND t.source = 'sample')
                     AS rounds
-            FROM prompts AS p WHERE p.source != 'compare' AND EXISTS (SELECT 1 FROM tasks AS t
+            FROM prompts AS p WHERE p.source NOT IN ('chat', 'compare') AND EXISTS (SELECT 1 FROM tasks AS t
                 WHERE t.prompt_id = p.id AND t.gold_ranks IS NULL) ORDER BY p.id""",
     )
     chance = np.random.default_rng(seed).random(len(found))

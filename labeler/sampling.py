@@ -66,6 +66,8 @@ def create(
     except TypeError:
         unknown = sorted(set(settings or {}) - set(asdict(Sampling())))
         raise InputError(f"unknown setting {', '.join(unknown)}; use {', '.join(asdict(Sampling()))}") from None
+    if (sampling.top_k, sampling.min_p, sampling.repetition_penalty) != (0, 0, 1):
+        raise InputError("top-k, min-p and repetition penalty are for one answer at a time; set them to 0, 0 and 1")
     checkpoint_ids, prompt_ids = list(dict.fromkeys(checkpoint_ids)), list(dict.fromkeys(prompt_ids))
     if not checkpoint_ids or not prompt_ids:
         raise InputError(f"choose at least one {'checkpoint' if prompt_ids else 'prompt'} to sample")

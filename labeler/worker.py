@@ -112,8 +112,9 @@ class Worker:
         folder = self._folder(job)
         try:
             chains.resolve(self.workspace, job)
-        except InputError as error:
-            jobs.close(self.workspace.store, job.id, "failed", str(error), None)
+        except (InputError, OSError) as error:  # an unwritable or missing folder must not stop the queue
+            said = str(error) if isinstance(error, InputError) else f"could not be started: {error}"
+            jobs.close(self.workspace.store, job.id, "failed", said, None)
             return
         words = jobs.command(self.workspace, job)
         environment = {

@@ -38,7 +38,9 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
         create = gr.Button("Sample and make the project", scale=0, min_width=240, elem_id="batch-create")
         told = page.html(elem_id="batch-told")
 
-    def refresh(chosen: int | None) -> Any:
+    def refresh(chosen: int | None, request: gr.Request) -> Any:
+        if current_user(request, workspace).role not in sampling.SAMPLERS:
+            return gr.skip()  # the names of all projects are not everybody's
         found = [*SETS, *((one.name, one.id) for one in all_projects(workspace.store.db))]
         return gr.Dropdown(found, value=page.keep_choice(found, chosen, EVERYTHING))
 
@@ -47,6 +49,8 @@ def build(workspace: Workspace, models: gr.Dropdown, settings: Sequence[Any]) ->
     ) -> str:
         try:
             user = current_user(request, workspace)
+            if user.role not in sampling.SAMPLERS:
+                raise InputError(f"{user.name} may not sample completions; ask a researcher or a lead")
             if not (title or "").strip():
                 raise InputError("Give the project a name.")
             if not chosen:
@@ -73,13 +77,13 @@ def prompt_ids(workspace: Workspace, chosen: int, most: int, seed: int) -> list[
     """Up to `most` prompts of a set, drawn by the seed: of a project's tasks, of those without a ranking in force
     (UNRANKED: no run has learned from them), or of all (EVERYTHING).
 
-    Raises InputError where there are none.
+    What people typed in Chat and Compare is theirs and not among them. Raises InputError where there are none.
     """
-    where = {
-        EVERYTHING: "",
-        UNRANKED: "WHERE id NOT IN (SELECT t.prompt_id FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id)",
-    }.get(chosen, "WHERE id IN (SELECT prompt_id FROM tasks WHERE project_id = :project)")
-    sql = f"SELECT id FROM prompts {where} ORDER BY id"
+    ranked = "SELECT t.prompt_id FROM in_force AS f JOIN tasks AS t ON t.id = f.task_id"
+    wanted = {EVERYTHING: "true", UNRANKED: f"id NOT IN ({ranked})"}.get(
+        chosen, "id IN (SELECT prompt_id FROM tasks WHERE project_id = :project)"
+    )
+    sql = f"SELECT id FROM prompts WHERE {wanted} AND source NOT IN ('chat', 'compare') ORDER BY id"
     found = [row["id"] for row in rows(workspace.store.db, sql, {"project": chosen})]
     if not found:
         raise InputError("There are no prompts in this set; import some in Data, or choose another set.")

@@ -22,9 +22,12 @@ RECENT = 5
 """How many runs that have ended are listed."""
 
 # The list is redrawn at every change, so one listener serves all buttons, and the focus must come back to its place.
-# Of a double click only moves count twice: one would not want a run tried anew twice.
+# Of a double click only moves count twice, of a key that is held nothing does: a run is tried anew once.
 ACT = """
 let pressed = null;
+element.addEventListener('keydown', event => {
+  if (event.repeat && event.target.closest('[data-act]')) event.preventDefault();
+});
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
   if (!button) return;

@@ -12,6 +12,7 @@ from data.records import InputError
 from labeler import checkpoints, estimates, form, jobs
 from labeler.auth import current_user
 from labeler.ui import before, page, queue, recipes
+from labeler.ui.data import keeper
 from labeler.ui.run_view import RunView, notice
 from labeler.workspace import Workspace
 from training.config import METHODS
@@ -132,6 +133,10 @@ def build(workspace: Workspace) -> None:
         return notice(told, "info"), gr.update(interactive=False)
 
     def look(before: str, seen: Any, request: gr.Request) -> list[Any]:
+        try:
+            keeper(request, workspace)
+        except InputError:
+            return [gr.skip() for _ in live]  # a page of somebody who does not see this tab
         job = current(workspace)
         drawn = queue.panel(workspace)
         changed = gr.skip() if drawn == before else drawn

@@ -129,9 +129,10 @@ def test_votes_of_a_run_are_the_blind_ones_against_where_it_started(workspace: W
     vote(workspace, [early, base], [1, 2], 5, blind=False)
     vote(workspace, [early, base], [1, 2], 6, all_bad=True)
     vote(workspace, [early, other], [1, 2], 8)
+    vote(workspace, [early, early, base, base], [1, 4, 2, 3], 9)  # one ranking is one vote, its pairs a share
     found = votes_of_run(workspace.store, run_id)
     assert [(vote.step, vote.outcome) for vote in found] == [
-        (50, 1.0), (100, 0.0), (100, 0.5), (50, 1.0), (100, 1.0),
+        (50, 1.0), (100, 0.0), (100, 0.5), (50, 1.0), (100, 1.0), (50, 0.5),
     ]  # fmt: skip
     assert votes_of_run(workspace.store, "0009-dpo") == []
 

@@ -64,9 +64,21 @@ def test_nothing_of_it_is_left_in_the_files(workspace: Workspace, ann: User) -> 
     store.db.execute("PRAGMA wal_checkpoint")
     assert "preferences.sqlite" in found_on_disk(folder)
     assert "kept.jsonl" in found_on_disk(folder)
+    typed = scalar(store.db, "SELECT id FROM prompts WHERE source = 'compare'")
+    copies = {  # what other parts of the app wrote down
+        "speed/1.texts": json.dumps({"responses": [MARK]}),
+        "work/evaluate-1/scratch/held-out.jsonl": MARK,
+        "evaluations/1/result.json": json.dumps({"win_rate": 1, "samples": [{"prompt": MARK}]}),
+        "runs/0001-sample/data.jsonl": json.dumps({"id": typed, "prompt": MARK}) + '\n{"id": 0, "prompt": "kept"}\n',
+    }
+    for name, text in copies.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
     result = erase(store, owner, ann.id, "delete")
     assert result.clean
     assert found_on_disk(folder) == []
+    assert json.loads((folder / "evaluations/1/result.json").read_text()) == {"win_rate": 1, "samples": []}
+    assert json.loads((folder / "runs/0001-sample/data.jsonl").read_text()) == {"id": 0, "prompt": "kept"}
     assert result.counts["events"] == 3
     assert (result.counts["drafts"], result.counts["answers"], result.counts["prompts"]) == (1, 1, 1)
     assert search.find(store, search.Query(words=MARK)).rows == []

@@ -113,6 +113,10 @@ def test_votes_between_two_checkpoints(tmp_path: Path) -> None:
         record_comparison(
             store, user, question, sides, [ours, theirs, None], all_bad=bad, event_id=f"{number:036}", source="compare"
         )
+    # the names were in view; and one ranking of two answers of each is one vote
+    seen = [("ours", first, {"blind": False}), ("theirs", second, {"blind": False})]
+    record_comparison(store, ann, QUESTION, seen, [2, 1], event_id=f"{8:036}", source="compare")
+    record_comparison(store, ann, QUESTION, [*seen[:1], ("b", second, {})], [2, 1], event_id=f"{9:036}", source="chat")
     figure, ties = evaluation.votes_between(store, first, second)
     assert (figure.value, figure.n, ties) == (2.5 / 4, 4, 1)
     assert figure.low is not None

@@ -147,7 +147,7 @@ def test_what_a_run_works_with_is_not_deleted(workspace: Workspace, how: str, st
     if how == "own run":
         job(workspace, "0001-dpo", state, base)
     elif how == "one of several":
-        job(workspace, "0009-sample", state, base, checkpoint_ids=[base, made])
+        job(workspace, "0009-sample", state, base, checkpoints=[{"id": base, "path": None}, {"id": made, "path": "x"}])
     elif how == "sampled":
         job(workspace, "0009-select", state, base, checkpoint_id=made)
     else:

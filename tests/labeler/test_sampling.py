@@ -179,6 +179,7 @@ def test_what_cannot_be_sampled_is_refused_and_leaves_nothing_behind(workspace: 
         (owner, "New", [base, reward], prompts, 1, {}, "a policy model is needed"),
         (owner, "New", [base], prompts, 2, {"temperature": 9}, "temperature must lie between"),
         (owner, "New", [base], prompts, 2, {"beams": 9}, "unknown setting beams"),
+        (owner, "New", [base], prompts, 2, {"top_k": 9}, "one answer at a time"),
     ):
         assert isinstance(user, User)
         with pytest.raises(InputError, match=why):

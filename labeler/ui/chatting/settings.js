@@ -116,7 +116,8 @@ async function rename() {
 }
 
 /** The first click asks, the second one deletes. */
-async function confirmDelete({ target }) {
+async function confirmDelete({ target, detail }) {
+  if (detail > 1) return; // the second half of a double click confirms nothing
   if (!target.dataset.sure) {
     target.dataset.sure = "yes";
     target.textContent = "Delete for good";

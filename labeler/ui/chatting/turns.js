@@ -8,8 +8,17 @@ function drawTurns() {
     return;
   }
   const last = turns[turns.length - 1];
+  // an edit that has been begun outlives the end of an answer
+  const typed = log.querySelector(".editing textarea");
+  const edited = typed && turns.find(({ id }) => id === Number(typed.closest("[data-turn]").dataset.turn));
   log.replaceChildren(...turns.map((turn) => drawTurn(turn, turn === last)));
   log.scrollTop = log.scrollHeight;
+  if (edited) editTurn({ ...edited, text: typed.value }, part(`[data-turn="${edited.id}"]`));
+}
+
+function stopEditing(node) {
+  node.classList.remove("editing");
+  drawTurns();
 }
 
 function drawTurn(turn, isLast) {
@@ -116,7 +125,7 @@ function editTurn(turn, node) {
       "div",
       { className: "turn-actions" },
       button("Send in a new branch", send, { className: "primary" }),
-      button("Cancel", drawTurns),
+      button("Cancel", () => stopEditing(node)),
     ),
   );
   box.focus();
