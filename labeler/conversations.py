@@ -203,7 +203,11 @@ def drop_answer(store: Store, turn_id: int) -> None:
 
 
 def close_interrupted(store: Store) -> None:
-    """Mark the answers that nobody writes any more, since the app ended; for its next start."""
+    """Mark the answers that nobody writes any more, since the app ended, and forget those of which nothing came; for
+    its next start."""
+    sql = "SELECT id FROM turns WHERE role = 'assistant' AND finish_reason IS NULL AND text = ''"
+    for row in rows(store.db, sql):
+        drop_answer(store, row["id"])
     with store.write() as db:
         db.execute("UPDATE turns SET finish_reason = 'interrupted' WHERE role = 'assistant' AND finish_reason IS NULL")
 

@@ -140,5 +140,5 @@ def test_votes_of_a_run_are_the_blind_ones_against_where_it_started(workspace: W
     points = alarm.points_of_run(metrics, [], found)
     assert [(point.step, point.score, point.kl) for point in points] == [(50, 1.0, 5.0), (100, 1.5, 7.5)]
     job = jobs.get(workspace.store, run_id)
-    assert "n = 2" in run_alarm.view(workspace.store, job, metrics, [])
+    assert "n = 3" in run_alarm.view(workspace.store, job, metrics, [])
     assert "No alarm" in run_alarm.view(workspace.store, job, metrics, [])

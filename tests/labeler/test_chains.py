@@ -129,7 +129,7 @@ def test_a_retry_takes_the_place_of_the_failed_run_with_the_same_labels(workspac
     claim(workspace)
     jobs.close(workspace.store, reward, "failed", "out of coffee", None)
     again = queueing.retry(workspace, owner, reward)
-    assert queue(workspace) == [ppo, again]
+    assert queue(workspace) == [again, ppo]
     assert get(workspace, again).config["learning_rate"] == 0.01
     rows = [(workspace.runs_folder / job_id / "preferences.jsonl").read_text() for job_id in (reward, again)]
     assert rows[0] == rows[1]

@@ -189,7 +189,7 @@ def test_no_handler_of_the_team_tab_serves_others_than_leads(workspace: Workspac
     invitations.invite(store, owner, "annotator")
     projects.write_guidelines(store, owner, 1, "Secret guidelines.")
     gold.set_gold(store, owner, 1, [1, 2, 3, 4])
-    with gr.Blocks() as blocks:
+    with gr.Blocks() as blocks, gr.Tab("Team"):
         team.build(workspace)
     request, lead_request = asked_by(workspace, ann), asked_by(workspace, owner)
 
