@@ -166,7 +166,7 @@ def test_rank_train_chat_compare(make_app: MakeApp, page: Page) -> None:
 
     # and everything is in Runs
     open_tab(page, app, "Runs")
-    expect(page.locator("table.runs tbody tr")).to_have_count(2)
+    expect(page.locator("#runs-table tbody tr")).to_have_count(2)
     page.locator('tr[data-run="0001-reward"]').click()
     expect(head(page, "finished", "reward")).to_be_visible()
     expect(page.locator(".checkpoints:visible")).to_contain_text("reward/0001 step 40")
