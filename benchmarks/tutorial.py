@@ -23,7 +23,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import FLAGS, App, chromium_path
 from tests.browser.ranking import press, prompt
-from tests.browser.screenshots import SIZES, open_tab
+from tests.browser.screenshots import SIZES, chat, open_tab
 from training.config import DEFAULT_MODEL
 
 RUN_MS = 3_600_000
@@ -108,12 +108,7 @@ def walk(page: Page, app: App, options: argparse.Namespace) -> dict[str, Any]:
     picture("run")
     done("train")
 
-    open_tab(page, "Chat")
-    page.locator("#chat-checkpoint").select_option(index=1)
-    page.locator("#chat-box textarea").fill(QUESTION)
-    page.locator("#chat-box textarea").press("Enter")
-    expect(page.locator("#chat-stop")).to_be_visible(timeout=60_000)
-    expect(page.locator("#chat-stop")).to_be_hidden(timeout=180_000)
+    chat(page, QUESTION)
     picture("chat")
     done("chat")
 

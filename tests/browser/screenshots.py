@@ -40,14 +40,19 @@ def open_tab(page: Page, name: str) -> None:
     page.wait_for_timeout(1500)
 
 
-def ask(page: Page, question: str) -> None:
-    """Ask the newest checkpoint in Chat, and all that Compare proposes."""
+def chat(page: Page, question: str) -> None:
+    """Ask the newest checkpoint in Chat and wait for its answer."""
     open_tab(page, "Chat")
     page.locator("#chat-checkpoint").select_option(index=1)
     page.locator("#chat-box textarea").fill(question)
     page.locator("#chat-box textarea").press("Enter")
     expect(page.locator("#chat-stop")).to_be_visible(timeout=60_000)
     expect(page.locator("#chat-stop")).to_be_hidden(timeout=180_000)
+
+
+def ask(page: Page, question: str) -> None:
+    """Ask the newest checkpoint in Chat, and all that Compare proposes."""
+    chat(page, question)
     open_tab(page, "Compare")
     page.locator("#compare-prompt textarea").fill(question)
     page.locator("#compare-run").click()
