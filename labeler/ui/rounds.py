@@ -32,7 +32,7 @@ EMPTY = "No round yet. Rank some answers in Rank, then start a recipe in Train: 
 NEXT = """<h2>Next round</h2>
 <p class="muted" style="max-width: 75ch">Answers of both models to the same prompts become a labeling project. Whoever
 ranks them does not see which is which. Prompts come first on which the reward model's heads disagree most (order the
-tasks in Data to measure that), and those that no round has used.</p>"""
+tasks in Team to measure that), and those that no round has used.</p>"""
 NO_POLICY = "There is no policy yet to sample from: train one in Train first."
 CURVE = """<h2>Are more labels worth collecting?</h2>
 <p class="muted" style="max-width: 75ch">A linear reward model on the base model's own hidden states learns from a fifth
