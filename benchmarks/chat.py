@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from labeler import checkpoints, conversations, jobs
+from labeler import checkpoints, conversations, jobs, new_jobs
 from labeler.answers import Answers, Choices
 from labeler.chat import Chat, Sampling
 from labeler.conversations import Turn
@@ -96,7 +96,9 @@ def beside_a_run(workspace: Workspace, owner: User, ask: Any) -> dict[str, Any]:
     worker = Worker(workspace)
     worker.start()
     try:
-        job_id = jobs.create(workspace, owner, "dpo", {"max_steps": 10_000, "eval_every": 5_000, "save_every": 5_000})
+        job_id = new_jobs.create(
+            workspace, owner, "dpo", {"max_steps": 10_000, "eval_every": 5_000, "save_every": 5_000}
+        )
         folder = workspace.runs_folder / job_id
         while _steps(folder) < 2:
             if jobs.get(workspace.store, job_id).state not in jobs.OPEN_STATES:

@@ -24,7 +24,7 @@ from benchmarks.true_reward import TrueReward
 from data.formats import parse_prompt, read_rows, write_rows
 from data.preferences import split_by_prompt
 from data.records import InputError, Row
-from labeler import checkpoints, events, jobs, rankings, tasks
+from labeler import checkpoints, events, jobs, new_jobs, rankings, tasks
 from labeler.users import User, ensure_user
 from labeler.worker import Worker
 from labeler.workspace import SEED_FILE, Workspace, open_workspace
@@ -167,7 +167,7 @@ def annotate(workspace: Workspace, reward: TrueReward, seed: int) -> tuple[User,
 
 def run(workspace: Workspace, user: User, method: str, seed: int, reward_id: int | None = None) -> int:
     """Queue a run, wait for it, and return its checkpoint's id. Raises InputError where it fails."""
-    job_id = jobs.create(workspace, user, method, SETTINGS[method] | {"seed": seed}, reward_id=reward_id)
+    job_id = new_jobs.create(workspace, user, method, SETTINGS[method] | {"seed": seed}, reward_id=reward_id)
     say(f"started {job_id}: {jobs.command_line(workspace, jobs.get(workspace.store, job_id))}")
     line = ""
     while (job := jobs.get(workspace.store, job_id)).state in jobs.OPEN_STATES:

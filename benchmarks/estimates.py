@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from labeler import estimates, jobs, tasks
+from labeler import estimates, jobs, new_jobs, tasks
 from labeler.checkpoints import choices
 from labeler.events import Event
 from labeler.rankings import record_event
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
             busy = expected.busy
             scorers = choices(workspace, ["reward"])
             reward = scorers[0][1] if method == "ppo" and scorers else None
-            job_id = jobs.create(workspace, owner, method, settings, reward_id=reward)
+            job_id = new_jobs.create(workspace, owner, method, settings, reward_id=reward)
             seconds, peak = carry_out(workspace, worker, job_id)
             found[title] = {
                 "estimate_s": round(expected.seconds, 1),

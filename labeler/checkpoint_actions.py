@@ -77,7 +77,7 @@ def evaluate(
                     "seed": seed, "parent": parent.name,
                     "reward_model": checkpoints.get(workspace.store, reward_id).name}  # fmt: skip
         config["parent"] = str(parent_folder) if parent_folder else None
-        config["reward_model"] = str(jobs.usable(workspace, reward_id, "reward"))
+        config["reward_model"] = str(checkpoints.usable(workspace, reward_id, "reward"))
     config |= {"settings": settings,
                "result": str(evaluation.folder(workspace, checkpoint_id) / "result.json")}  # fmt: skip
     checkpoint_work.start(workspace, "evaluate", checkpoint_id, config)

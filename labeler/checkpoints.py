@@ -162,3 +162,16 @@ def register_run(workspace: Workspace, run_id: str, parent_id: int) -> list[int]
 
 def _relative(workspace: Workspace, path: Path) -> str:
     return path.resolve().relative_to(workspace.folder.resolve()).as_posix()
+
+
+def usable(workspace: Workspace, checkpoint_id: int, kind: str) -> Path:
+    """The folder of a checkpoint of that kind on the workspace's base. Raises InputError where it is none."""
+    checkpoint = get(workspace.store, checkpoint_id)
+    path = folder(workspace, checkpoint)
+    if checkpoint.kind != kind or path is None:
+        raise InputError(f"{checkpoint.name} is a {checkpoint.kind} model; a {kind} model is needed here")
+    if checkpoint.base_model != workspace.base_model:
+        raise InputError(
+            f"{checkpoint.name} belongs to another base model ({checkpoint.base_model}); choose another one"
+        )
+    return path

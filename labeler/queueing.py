@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import InputError
-from labeler import chains, checkpoints, jobs
+from labeler import chains, checkpoints, jobs, new_jobs
 from labeler.jobs import Job
 from labeler.store import Store, one
 from labeler.users import User
@@ -50,7 +50,7 @@ def retry(workspace: Workspace, user: User, job_id: str) -> str:
         raise InputError(f"{job.label} is {job.state}; only a run that failed or was stopped can be retried")
     for need in job.needs:
         chains.check_awaited(store.db, need)
-    with jobs.together(workspace, user) as batch:
+    with new_jobs.together(workspace, user) as batch:
         if job.method in METHODS:
             new = batch.create(
                 job.method,

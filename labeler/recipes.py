@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.records import InputError
-from labeler import checkpoints, jobs
+from labeler import checkpoints, jobs, new_jobs
 from labeler.checkpoints import Checkpoint
-from labeler.jobs import Batch
+from labeler.new_jobs import Batch
 from labeler.store import Store, scalar
 from labeler.users import User
 from labeler.workspace import Workspace
@@ -36,7 +36,7 @@ def start(workspace: Workspace, user: User, name: str) -> list[str]:
     recipe = RECIPES.get(name)
     if recipe is None:
         raise InputError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
-    with jobs.together(workspace, user) as batch:
+    with new_jobs.together(workspace, user) as batch:
         recipe.queue(workspace, batch)
         return [new.folder.name for new in batch.made]
 

@@ -18,7 +18,7 @@ import numpy as np
 from sqlite_utils import Database
 
 from data.records import InputError
-from labeler import checkpoints, jobs, leaderboard
+from labeler import checkpoints, jobs, leaderboard, new_jobs
 from labeler.agreement import Figure
 from labeler.checkpoints import Checkpoint
 from labeler.jobs import Job
@@ -207,7 +207,7 @@ def ask_curve(workspace: Workspace, user: User) -> str:
     def config(data: Path) -> dict[str, Any]:
         return {"data": str(data), "base_model": workspace.base_model, "most": MOST}
 
-    return jobs.add(workspace, user, jobs.CURVE, "preferences", {}, config, base, None)
+    return new_jobs.add(workspace, user, jobs.CURVE, "preferences", {}, config, base, None)
 
 
 def newest_curve(store: Store) -> Job | None:

@@ -17,7 +17,7 @@ from sqlite_utils import Database
 
 from data.formats import write_rows
 from data.records import InputError
-from labeler import checkpoints, jobs
+from labeler import checkpoints, jobs, new_jobs
 from labeler.chat import Sampling
 from labeler.projects import DEFAULT_TAGS
 from labeler.prompts import add_completion
@@ -95,7 +95,7 @@ def create(
             **sampling.settings(),
         }
 
-    return jobs.add(workspace, user, jobs.SAMPLE, None, None, config, checkpoint_ids[0], None)
+    return new_jobs.add(workspace, user, jobs.SAMPLE, None, None, config, checkpoint_ids[0], None)
 
 
 def project_of(store: Store, job_id: str) -> int | None:
@@ -125,7 +125,7 @@ def _path(workspace: Workspace, checkpoint_id: int) -> str | None:
     """The checkpoint's folder; None for the workspace's base model."""
     if checkpoint_id == workspace.base_checkpoint_id:
         return None
-    return str(jobs.usable(workspace, checkpoint_id, "policy"))
+    return str(checkpoints.usable(workspace, checkpoint_id, "policy"))
 
 
 # -- the run's part in the store ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.records import InputError
-from labeler import checkpoints, jobs
+from labeler import checkpoints, jobs, new_jobs
 from labeler.disagreement import CONFIDENT, contradiction, disagreement
 from labeler.jobs import Job
 from labeler.projects import get_project
@@ -64,7 +64,7 @@ def create(
     if not 3 <= heads <= 1000:
         raise InputError(f"heads must be from 3 to 1000, not {heads}")
     project = get_project(workspace.store.db, project_id)
-    path = jobs.usable(workspace, checkpoint_id, "reward")
+    path = checkpoints.usable(workspace, checkpoint_id, "reward")
     if not scalar(workspace.store.db, f"SELECT 1 FROM tasks AS t WHERE {_TASKS} AND {_OPEN} LIMIT 1", [project_id]):
         raise InputError(f"{project.name} has no open task to order; import prompts with completions first")
 
@@ -81,7 +81,7 @@ def create(
 
     filters = _filters_of(workspace.store, checkpoint_id)
     base = workspace.base_checkpoint_id
-    return jobs.add(workspace, user, jobs.SELECT, "preferences", filters, config, base, checkpoint_id)
+    return new_jobs.add(workspace, user, jobs.SELECT, "preferences", filters, config, base, checkpoint_id)
 
 
 def _filters_of(store: Store, checkpoint_id: int) -> dict[str, Any]:

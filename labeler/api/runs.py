@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, HTTPException, Path, Query
 from pydantic import BaseModel, Field
 
-from labeler import checkpoints, jobs
+from labeler import checkpoints, jobs, new_jobs
 from labeler.api.access import (
     LARGEST,
     NO_NUL,
@@ -113,7 +113,7 @@ def create_run(new: NewRun, space: Space, user: Trainer) -> Run:
     unknown = sorted(set(new.settings) - allowed)
     if unknown:  # paths and code to load are not for a request to choose
         raise HTTPException(422, f"settings: unknown {', '.join(unknown[:5])}; use {', '.join(sorted(allowed))}")
-    run_id = jobs.create(
+    run_id = new_jobs.create(
         space,
         user,
         new.method,

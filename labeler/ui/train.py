@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from data.records import InputError
-from labeler import checkpoints, estimates, form, jobs
+from labeler import checkpoints, estimates, form, jobs, new_jobs
 from labeler.auth import current_user
 from labeler.ui import before, page, queue, recipes
 from labeler.ui.data import keeper
@@ -126,7 +126,7 @@ def build(workspace: Workspace) -> None:
         try:
             user = page.trainer(request, workspace)
             settings, filters = settings_of(name, values), before.filters(name, weighed)
-            job_id = jobs.create(workspace, user, name, settings, filters, parent_id=parent_id, reward_id=reward_id)
+            job_id = new_jobs.create(workspace, user, name, settings, filters, parent_id=parent_id, reward_id=reward_id)
         except InputError as error:
             return notice(str(error)), gr.skip()
         told = f"Added as {checkpoints.run_label(job_id)}. Watch it below."

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from labeler import jobs
+from labeler import jobs, new_jobs
 from labeler.users import local_owner
 from labeler.workspace import open_workspace
 from tests.browser.conftest import App, MakeApp, seed_rows
@@ -41,7 +41,7 @@ def states(app: App) -> dict[str, str]:
 def test_a_recipe_by_clicks_and_the_queue_in_another_order(make_app: MakeApp, page: Page) -> None:
     app = make_app([row | {"ranks": [1, 2, 3, None]} for row in seed_rows(4)])
     workspace = open_workspace(app.workspace, app.base_model, seed_file=None)
-    first = jobs.create(workspace, local_owner(workspace.store), "sft", LONG)
+    first = new_jobs.create(workspace, local_owner(workspace.store), "sft", LONG)
     wait_for(lambda: states(app)[first] == "running")
 
     # one click, three runs; a double click is one click

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from labeler import jobs
+from labeler import new_jobs
 from labeler.users import local_owner
 from labeler.workspace import Workspace, open_workspace
 from tests.browser.conftest import App, seed_rows
@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 def add_run(workspace: Workspace, learning_rate: float) -> None:
     """A run as the trainer would leave it behind; no process is started."""
-    run_id = jobs.create(
+    run_id = new_jobs.create(
         workspace, local_owner(workspace.store), "dpo", {"learning_rate": learning_rate, "max_steps": 40}
     )
     with workspace.store.write() as db:

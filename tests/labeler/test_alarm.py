@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler import alarm, jobs
+from labeler import alarm, jobs, new_jobs
 from labeler.alarm import Estimate, Point, Vote, over_optimisation, votes_of_run, win_rates
 from labeler.rankings import record_comparison
 from labeler.ui import run_alarm
@@ -118,7 +118,7 @@ def vote(workspace: Workspace, ids: list[int], ranks: list[int | None], number: 
 
 
 def test_votes_of_a_run_are_the_blind_ones_against_where_it_started(workspace: Workspace) -> None:
-    run_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    run_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     early, late = (add_checkpoint(workspace, run_id, step) for step in (50, 100))
     other = add_checkpoint(workspace, "0009-dpo", 7)
     base = workspace.base_checkpoint_id

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.records import InputError
-from labeler import chains, checkpoints, jobs, queueing, recipes
+from labeler import chains, checkpoints, jobs, new_jobs, queueing, recipes, snapshots
 from labeler.jobs import Job
 from labeler.store import one
 from labeler.users import local_owner
@@ -80,7 +80,7 @@ def test_a_chain_learns_at_its_start_what_the_runs_before_it_made(workspace: Wor
 @pytest.mark.parametrize("state", ["failed", "interrupted", "stopped"])
 def test_what_waits_for_a_run_that_did_not_finish_is_cancelled_and_comes_back(workspace: Workspace, state: str) -> None:
     sft, reward, ppo = start(workspace, "sft-reward-ppo")
-    other = jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_job=ppo)
+    other = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_job=ppo)
     claim(workspace)
     jobs.close(workspace.store, sft, state, "out of coffee", None)
     assert queue(workspace) == [reward]
@@ -93,7 +93,7 @@ def test_what_waits_for_a_run_that_did_not_finish_is_cancelled_and_comes_back(wo
     with pytest.raises(InputError, match=r"sft/0001 .*; resume or retry that one first"):
         jobs.resume(workspace, ppo)
     with pytest.raises(InputError, match="resume or retry that one first"):
-        jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_job=sft)
+        new_jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_job=sft)
     jobs.resume(workspace, sft)
     assert queue(workspace) == [reward, sft, ppo, other], "they come back behind the run that they need"
     assert get(workspace, ppo).error is None
@@ -121,8 +121,8 @@ def test_what_needs_two_failed_runs_comes_back_with_the_second(workspace: Worksp
 
 def test_a_retry_takes_the_place_of_the_failed_run_with_the_same_labels(workspace: Workspace) -> None:
     owner = local_owner(workspace.store)
-    reward = jobs.create(workspace, owner, "reward", {"learning_rate": 0.01})
-    ppo = jobs.create(workspace, owner, "ppo", {}, reward_job=reward)
+    reward = new_jobs.create(workspace, owner, "reward", {"learning_rate": 0.01})
+    ppo = new_jobs.create(workspace, owner, "ppo", {}, reward_job=reward)
     rank(workspace, 2)
     with pytest.raises(InputError, match="is queued; only a run that failed or was stopped"):
         queueing.retry(workspace, owner, reward)
@@ -143,8 +143,8 @@ def test_a_retry_takes_the_place_of_the_failed_run_with_the_same_labels(workspac
 
 
 def test_a_run_that_left_no_checkpoint_says_so_to_the_next(workspace: Workspace) -> None:
-    reward = jobs.create(workspace, local_owner(workspace.store), "reward", {})
-    jobs.create(workspace, local_owner(workspace.store), "ppo", {}, reward_job=reward)
+    reward = new_jobs.create(workspace, local_owner(workspace.store), "reward", {})
+    new_jobs.create(workspace, local_owner(workspace.store), "ppo", {}, reward_job=reward)
     claim(workspace)
     jobs.close(workspace.store, reward, "finished", None, {})
     with pytest.raises(InputError, match="reward/0001 left no checkpoint to go on from"):
@@ -153,17 +153,17 @@ def test_a_run_that_left_no_checkpoint_says_so_to_the_next(workspace: Workspace)
 
 def test_only_a_run_that_makes_such_a_model_can_be_waited_for(workspace: Workspace) -> None:
     owner = local_owner(workspace.store)
-    reward = jobs.create(workspace, owner, "reward", {})
+    reward = new_jobs.create(workspace, owner, "reward", {})
     before = sorted(workspace.runs_folder.iterdir())
     with pytest.raises(InputError, match="reward/0001 makes no policy model"):
-        jobs.create(workspace, owner, "dpo", {}, parent_job=reward)
+        new_jobs.create(workspace, owner, "dpo", {}, parent_job=reward)
     with pytest.raises(InputError, match="there is no run 0099-sft"):
-        jobs.create(workspace, owner, "dpo", {}, parent_job="0099-sft")
+        new_jobs.create(workspace, owner, "dpo", {}, parent_job="0099-sft")
     assert sorted(workspace.runs_folder.iterdir()) == before
 
 
 def reward_and_bad_dpo(workspace: Workspace) -> None:
-    with jobs.together(workspace, local_owner(workspace.store)) as batch:
+    with new_jobs.together(workspace, local_owner(workspace.store)) as batch:
         batch.create("reward", {})
         batch.create("dpo", {"beta": -1})
 
@@ -211,7 +211,7 @@ def test_one_more_round_after_ppo_learns_to_score_again(workspace: Workspace) ->
 
 def test_the_order_is_changed_but_no_run_comes_before_what_it_needs(workspace: Workspace) -> None:
     sft, reward, ppo = start(workspace, "sft-reward-ppo")
-    dpo = jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    dpo = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     queueing.move(workspace.store, dpo, -1)
     assert queue(workspace) == [sft, reward, dpo, ppo]
     queueing.move(workspace.store, dpo, -99)
@@ -231,7 +231,7 @@ def test_the_order_is_changed_but_no_run_comes_before_what_it_needs(workspace: W
 
 def test_a_snapshot_is_written_while_others_rank(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is held while the file is written; what is said meanwhile is not in it, and what is erased neither."""
-    write, inside = jobs.snapshots.write_file, []
+    write, inside = snapshots.write_file, []
 
     def slow(*arguments: object) -> object:
         inside.append(workspace.store.db.conn.in_transaction)
@@ -242,7 +242,7 @@ def test_a_snapshot_is_written_while_others_rank(workspace: Workspace, monkeypat
                 db.execute("INSERT INTO erasures (user_id, counts) VALUES (1, '{}')")
         return written
 
-    monkeypatch.setattr(jobs.snapshots, "write_file", slow)
-    job_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    monkeypatch.setattr(snapshots, "write_file", slow)
+    job_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     assert inside == [False, True], "written again, in the transaction, since somebody was erased meanwhile"
     assert len((workspace.runs_folder / job_id / "preferences.jsonl").read_text().splitlines()) == 5

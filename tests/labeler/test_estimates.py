@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data.records import InputError
-from labeler import before, estimates, jobs, work
+from labeler import before, estimates, jobs, new_jobs, work
 from labeler.store import rows
 from labeler.users import local_owner
 from labeler.work import Lengths
@@ -111,7 +111,7 @@ def test_the_estimate_follows_the_work_and_earlier_runs(tmp_path: Path) -> None:
     assert ten.seconds == pytest.approx(10 + 0.01 + 10 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
     assert twenty.seconds - 10.01 == pytest.approx(20 * (3 * 56 + 22) / 4 * 4e-3 + 10 * 175e-3)
     # an earlier run whose steps took half a second each, but for a pause, where less was expected
-    job_id = jobs.create(workspace, local_owner(workspace.store), "reward", short)
+    job_id = new_jobs.create(workspace, local_owner(workspace.store), "reward", short)
     steps = [{"step": step, "time": 1000 + 0.5 * step + 900 * (step > 5), "loss": 0.7} for step in range(1, 11)]
     folder = workspace.runs_folder / job_id
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
@@ -132,16 +132,16 @@ def test_what_cannot_fit_is_refused_with_a_remedy_that_fits(tmp_path: Path) -> N
     with pytest.raises(
         InputError, match=r"needs about .* GB of memory and .* free; lower tokens_per_forward to (\d+)"
     ) as told:
-        jobs.create(workspace, owner, "dpo", whole)
+        new_jobs.create(workspace, owner, "dpo", whole)
     assert list(workspace.runs_folder.iterdir()) == []
     tokens = int(str(told.value).rpartition(" ")[2])
-    jobs.create(workspace, owner, "dpo", whole | {"tokens_per_forward": tokens})
+    new_jobs.create(workspace, owner, "dpo", whole | {"tokens_per_forward": tokens})
     knows(workspace, memory=0.2 * free, memory_per_token=free / 20, layers=1000)
     with pytest.raises(InputError, match="turn on gradient_checkpointing"):
-        jobs.create(workspace, owner, "dpo", whole)
+        new_jobs.create(workspace, owner, "dpo", whole)
     knows(workspace, memory=2 * free)
     with pytest.raises(InputError, match="smaller base_model"):
-        jobs.create(workspace, owner, "dpo", whole)
+        new_jobs.create(workspace, owner, "dpo", whole)
 
 
 def test_a_model_larger_than_the_memory_is_refused_unmeasured(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_model_larger_than_the_memory_is_refused_unmeasured(tmp_path: Path) ->
     workspace = small_workspace(tmp_path / "w", str(model))
     assert "does not fit" in estimates.measure(workspace, "dpo", {})
     with pytest.raises(InputError, match=r"huge alone takes .* choose a smaller base_model"):
-        jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+        new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
 
 
 def test_a_measurement_with_a_run_beside_it_is_forgotten(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_measurement_with_a_run_beside_it_is_forgotten(tmp_path: Path) -> None
     knows(workspace, began=100.0, ended=130.0)
     config = estimates.configured(workspace, "dpo", {})
     assert estimates.speed_of(workspace, config, "eager") is not None
-    job_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    job_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     with workspace.store.write() as db:
         db.execute("UPDATE jobs SET state = 'finished', started_at = 120, finished_at = 200 WHERE id = ?", [job_id])
     assert estimates.speed_of(workspace, config, "eager") is None
@@ -187,7 +187,7 @@ def test_measured_once_then_estimated_then_run(tmp_path: Path, tiny_model: Path)
     assert first is not None
     assert first.runs == 0
     assert 1e8 < first.memory < first.room
-    job_id = jobs.create(workspace, local_owner(workspace.store), "dpo", settings)
+    job_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", settings)
     worker = Worker(workspace)
     end = time.monotonic() + 400
     while jobs.get(workspace.store, job_id).finished_at is None:

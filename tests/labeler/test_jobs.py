@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.records import InputError
-from labeler import jobs
+from labeler import jobs, new_jobs
 from labeler.users import local_owner
 from labeler.workspace import Workspace
 from tests.labeler.studio import small_workspace
@@ -24,7 +24,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def create(workspace: Workspace, method: str = "dpo", **settings: object) -> str:
-    return jobs.create(workspace, local_owner(workspace.store), method, dict(settings))
+    return new_jobs.create(workspace, local_owner(workspace.store), method, dict(settings))
 
 
 def test_a_new_run_has_a_folder_that_says_everything(workspace: Workspace) -> None:
@@ -86,7 +86,7 @@ def test_a_reward_model_is_no_policy_to_start_from(workspace: Workspace) -> None
     (workspace.folder / "runs/r").mkdir()
     (workspace.folder / "runs/r/manifest.json").write_text("{}")
     with pytest.raises(InputError, match="r is a reward model; a policy model is needed"):
-        jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_id=made)
+        new_jobs.create(workspace, local_owner(workspace.store), "dpo", {}, parent_id=made)
 
 
 def test_numbers_are_not_used_again(workspace: Workspace) -> None:

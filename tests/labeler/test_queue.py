@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from labeler import checkpoints, jobs
+from labeler import checkpoints, jobs, new_jobs
 from labeler.jobs import Job
 from labeler.store import rows
 from labeler.users import local_owner
@@ -64,7 +64,7 @@ def test_a_queue_ends_as_it_should(tmp_path: Path, tiny_model: Path) -> None:
     def states() -> dict[str, str]:
         return {job.id: job.state for job in jobs.list_jobs(store)}
 
-    with jobs.together(workspace, owner) as batch:
+    with new_jobs.together(workspace, owner) as batch:
         sft = batch.create("sft", SHORT)
         reward = batch.create("reward", SHORT | LONG)
         short = {"batch_size": 4, "max_new_tokens": 4}

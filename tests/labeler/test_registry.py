@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import checkpoints, jobs, lineage, registry
+from labeler import checkpoints, lineage, new_jobs, registry
 from labeler.rankings import record_comparison
 from labeler.store import one, scalar
 from labeler.ui.checkpoints_graph import graph
@@ -87,7 +87,7 @@ def test_archived_ones_are_not_offered(workspace: Workspace) -> None:
     registry.archive(workspace, made, True)
     assert names(workspace) == ["base no-model"]
     assert [c.id for c in checkpoints.list_checkpoints(workspace, archived=True)][1:] == [made]
-    assert jobs.usable(workspace, made, "policy")  # what names it still works
+    assert checkpoints.usable(workspace, made, "policy")  # what names it still works
     registry.archive(workspace, made, False)
     assert len(names(workspace)) == 2
     with pytest.raises(InputError, match="everything starts from it"):
@@ -199,7 +199,7 @@ def test_names_are_text_in_the_drawing(workspace: Workspace) -> None:
 
 
 def test_the_data_of_a_run(workspace: Workspace) -> None:
-    run_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    run_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     made = checkpoint(workspace, run_id)
     found = lineage.origin(workspace.store, checkpoints.get(workspace.store, made))
     row = one(workspace.store.db, "SELECT sha256 FROM snapshots")

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from data.records import InputError
-from labeler import jobs, run_comparison, users
+from labeler import new_jobs, run_comparison, users
 from labeler.ui import run_samples
 from labeler.ui.runs_compare import comparison_tables, metric_names, overlay
 from labeler.users import local_owner
@@ -30,7 +30,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def run_ids(workspace: Workspace) -> list[str]:
     made = []
     for rate in (1e-5, 1e-4):
-        made.append(jobs.create(workspace, local_owner(workspace.store), "dpo", {"learning_rate": rate}))
+        made.append(new_jobs.create(workspace, local_owner(workspace.store), "dpo", {"learning_rate": rate}))
         rows = [{"step": step, "time": 1.0, "loss": 0.7 - rate * step, HOSTILE: 1.0} for step in (1, 2)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (workspace.runs_folder / made[-1] / "metrics.jsonl").write_text(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler import jobs
+from labeler import jobs, new_jobs
 from labeler.jobs import Job
 from labeler.ui import before, plots, run_view
 from labeler.ui.runs import runs_table
@@ -27,7 +27,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def running(workspace: Workspace) -> Job:
-    jobs.create(workspace, local_owner(workspace.store), "dpo", {})
+    new_jobs.create(workspace, local_owner(workspace.store), "dpo", {})
     job = jobs.claim(workspace.store)
     assert job is not None
     return job

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import checkpoints, jobs, selection, tasks, worker
+from labeler import checkpoints, jobs, new_jobs, selection, tasks, worker
 from labeler.__main__ import main
 from labeler.disagreement import disagreement
 from labeler.projects import FIRST, change_project, create_project
@@ -206,7 +206,7 @@ def test_the_command_orders_a_project(with_model: Workspace, capsys: pytest.Capt
 def test_it_waits_for_a_run_and_can_be_stopped(with_model: Workspace) -> None:
     workspace, owner = with_model, local_owner(with_model.store)
     (model,) = checkpoints.list_checkpoints(workspace, ["reward"])
-    training = jobs.create(workspace, owner, "reward", {})
+    training = new_jobs.create(workspace, owner, "reward", {})
     assert jobs.claim(workspace.store) is not None
     job_id = selection.create(workspace, owner, FIRST, model.id)
     assert jobs.claim(workspace.store) is None, "one run at a time"

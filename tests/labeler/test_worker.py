@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from data.records import InputError
-from labeler import checkpoints, jobs, worker
+from labeler import checkpoints, jobs, new_jobs, worker
 from labeler.jobs import Job
 from labeler.users import local_owner
 from labeler.worker import Worker
@@ -70,7 +70,7 @@ def other_app(workspace: Workspace) -> subprocess.Popen[bytes]:
 
 
 def create(workspace: Workspace, method: str = "dpo") -> str:
-    return jobs.create(workspace, local_owner(workspace.store), method, {})
+    return new_jobs.create(workspace, local_owner(workspace.store), method, {})
 
 
 def reached(workspace: Workspace, job_id: str, *states: str) -> Job:
@@ -347,7 +347,7 @@ def test_a_launcher_takes_the_place_of_python_and_the_run_stops_by_its_folder(
     launcher = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0"
     workspace = open_workspace(tmp_path, str(tiny_model), seed_file=None, launcher=launcher)
     rank(workspace, 4)
-    job_id = jobs.create(workspace, local_owner(workspace.store), "dpo", {"max_steps": 100_000, "lora_rank": 2})
+    job_id = new_jobs.create(workspace, local_owner(workspace.store), "dpo", {"max_steps": 100_000, "lora_rank": 2})
     one = Worker(workspace, grace=120)
     one.tick()
     folder = workspace.runs_folder / job_id

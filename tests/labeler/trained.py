@@ -6,7 +6,7 @@ import json
 import uuid
 from pathlib import Path
 
-from labeler import checkpoints, jobs
+from labeler import checkpoints, new_jobs
 from labeler.rankings import record_comparison
 from labeler.users import local_owner
 from labeler.workspace import Workspace, open_workspace
@@ -28,7 +28,7 @@ def trained_workspace(folder: Path, model: Path) -> Workspace:
             event_id=str(uuid.uuid4()),
         )
     for method in ("reward", "dpo"):
-        run_id = jobs.create(workspace, owner, method, {"validation_fraction": 0.5, "lora_rank": 2})
+        run_id = new_jobs.create(workspace, owner, method, {"validation_fraction": 0.5, "lora_rank": 2})
         _save(workspace, run_id, method)
         with workspace.store.write() as db:
             db.execute("UPDATE jobs SET state = 'finished' WHERE id = ?", [run_id])
