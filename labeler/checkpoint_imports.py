@@ -11,6 +11,7 @@ import json
 import secrets
 import shutil
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from typing import IO, Any
 from safetensors import SafetensorError, safe_open
 
 from data.records import InputError
-from labeler import registry
+from labeler import checkpoint_work, registry
 from labeler.store import one, scalar
 from labeler.workspace import Workspace
 from training.files import write_json
@@ -29,6 +30,8 @@ MAX_BYTES = 8 << 30
 """Unpacked. A browser uploads at most 500 MB at once."""
 MAX_FILES = 200
 PIECE = 1 << 20
+LEFT_BEHIND = 24 * 3600
+"""Seconds after which a folder that belongs to nobody was left behind by an import that was killed."""
 WEIGHTS = ".safetensors"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 MODEL_ENDINGS = (WEIGHTS, ".json", ".jinja", ".txt", ".model")
@@ -56,6 +59,7 @@ def stage(workspace: Workspace, files: Sequence[Path]) -> tuple[Path, str]:
     """
     if not files:
         raise InputError("choose the files of an adapter or a model, or a zip of them")
+    _sweep(workspace)
     staged = imports_folder(workspace) / secrets.token_hex(6)
     try:
         staged.mkdir(parents=True)
@@ -70,6 +74,18 @@ def stage(workspace: Workspace, files: Sequence[Path]) -> tuple[Path, str]:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+
+
+def _sweep(workspace: Workspace) -> None:
+    """Remove what imports that were killed have left: no checkpoint lies there and none is being loaded from there."""
+    for folder in imports_folder(workspace).glob("*"):
+        relative, absolute = folder.relative_to(workspace.folder).as_posix(), str(folder.resolve())
+        sql = "SELECT 1 FROM checkpoints WHERE path = ? OR base_model = ?"
+        known = scalar(workspace.store.db, sql, [relative, absolute])
+        if not known and time.time() - folder.stat().st_mtime > LEFT_BEHIND:
+            work = checkpoint_work.look(workspace, "import", folder.name)
+            if work is None or work.state != "running":
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from labeler.workspace import Workspace
 
 ROW, INDENT, STEP, TOP, LEFT = 56, 28, 76, 26, 20
 RADIUS = 9
-LONGEST = 22
+LONGEST = 32
 """Characters of a name in the drawing; the page below it shows the whole."""
+LABEL = 9 * LONGEST - STEP
+"""Room for a name behind the last checkpoint, in pixels."""
 
 # One listener on the whole drawing: it is drawn anew at every change, and the focus must come back to its place.
 PICK = """
@@ -64,7 +66,7 @@ def graph(workspace: Workspace, chosen: int | None, hidden: bool = False) -> str
     places = {c.id: _place(lane, row, k) for row, lane in enumerate(found) for k, c in enumerate(lane.checkpoints)}
     edges = "".join(_edges(lane, row, places) for row, lane in enumerate(found))
     nodes = "".join(_lane(workspace, lane, row, chosen) for row, lane in enumerate(found))
-    width = max((x for x, _ in places.values()), default=0) + 180
+    width = max((_place(lane, row, len(lane.checkpoints))[0] for row, lane in enumerate(found)), default=0) + LABEL
     height = TOP + ROW * len(found)
     return (
         f'<div class="table-wrap lineage"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '

@@ -281,14 +281,17 @@ def _result(job: Job) -> str:
 
 
 def final_metrics(job: Job, limit: int = 8) -> list[tuple[str, str]]:
-    """What the run reports at its end: (name, value) for people, in the order of the curves, then the rest."""
+    """What the run reports at its end: (name, value) for people, in the order of the curves.
+
+    What has no curve of its own is left to the page's other metrics, unless there is nothing else.
+    """
     telling = [name for panel in plots.PANELS.get(job.method, ()) for name in panel.names]
     found = [
         (name, plots.number(float(value)))
         for name, value in (job.result or {}).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "steps"
     ]
-    found.sort(key=lambda item: telling.index(item[0]) if item[0] in telling else len(telling))
+    found = sorted((item for item in found if item[0] in telling), key=lambda item: telling.index(item[0])) or found
     return [(plots.plain_name(job.method, name), value) for name, value in found[:limit]]
 
 

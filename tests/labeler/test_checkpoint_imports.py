@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import stat
 import zipfile
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 
 from data.records import InputError
 from labeler import checkpoint_imports
-from labeler.checkpoint_imports import imports_folder, stage
+from labeler.checkpoint_imports import imports_folder, register, stage
 from labeler.workspace import Workspace
 from tests.labeler.studio import small_workspace
 
@@ -77,6 +78,20 @@ def test_the_files_of_a_folder(workspace: Workspace, tmp_path: Path) -> None:
     staged, form = stage(workspace, [tmp_path / name for name in adapter()])
     assert form == "reward-adapter"
     assert json.loads((staged / "manifest.json").read_text())["kind"] == "reward"
+
+
+def test_what_a_killed_import_left_is_swept(workspace: Workspace, tmp_path: Path) -> None:
+    """The next import removes it, once it is a day old; what a checkpoint lies in stays."""
+    kept, form = stage(workspace, [zipped(tmp_path, adapter())])
+    register(workspace, kept, form, "brought in")
+    left, fresh = imports_folder(workspace) / "left", imports_folder(workspace) / "fresh"
+    for folder in (left, fresh):
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(weights(LORA))
+    for folder in (left, kept):
+        os.utime(folder, (0, 0))
+    staged, _ = stage(workspace, [tmp_path / "model.zip"])
+    assert set(imports_folder(workspace).iterdir()) == {kept, fresh, staged}
 
 
 @pytest.mark.parametrize(
