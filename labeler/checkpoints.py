@@ -67,6 +67,15 @@ def folder(workspace: Workspace, checkpoint: Checkpoint) -> Path | None:
     return path
 
 
+def at(workspace: Workspace, path: str | None) -> Checkpoint | None:
+    """The checkpoint whose files lie in this absolute path; None where it is none of the workspace's."""
+    if path is None or not Path(path).is_relative_to(workspace.folder.resolve()):
+        return None
+    relative = _relative(workspace, Path(path))
+    row = one(workspace.store.db, "SELECT * FROM checkpoints WHERE path = ? ORDER BY id DESC", [relative])
+    return _from_row(row) if row else None
+
+
 def present(workspace: Workspace, checkpoint: Checkpoint) -> bool:
     """Whether it can be loaded: its files are there (old ones are pruned from disk), or it is a base model."""
     if checkpoint.path is None:

@@ -76,13 +76,13 @@ def read(config_class: type[TrainingConfig], values: Sequence[Any]) -> dict[str,
     try:
         checked = from_dict(config_class, settings)
     except InputError as error:
-        raise InputError(_readable(str(error), shown)) from None
+        raise InputError(readable(str(error), config_class)) from None
     return {knob.name: getattr(checked, knob.name) for knob in shown}
 
 
-def _readable(message: str, shown: Sequence[Knob]) -> str:
+def readable(message: str, config_class: type[TrainingConfig]) -> str:
     """Knob names in a message as the form's labels; the longest first, so that no name is cut out of another."""
-    for knob in sorted(shown, key=lambda knob: -len(knob.name)):
+    for knob in sorted(knobs(config_class), key=lambda knob: -len(knob.name)):
         if "_" in knob.name:
             message = message.replace(knob.name, label(knob.name))
         elif message.startswith(f"{knob.name} "):

@@ -30,13 +30,15 @@ def create(
     *,
     parent_id: int | None = None,
     reward_id: int | None = None,
+    judge_id: int | None = None,
     parent_job: str | None = None,
     reward_job: str | None = None,
 ) -> str:
     """Snapshot the data, write the run folder, queue the run; returns its id.
 
     settings: knobs by name; what is left out keeps its default. parent_id: the policy checkpoint to start from
-    (None: the base model). reward_id: the reward model, for PPO only. parent_job, reward_job: in their place the last
+    (None: the base model). reward_id: the reward model, for PPO only. judge_id: another one that scores PPO's sample
+    texts and has no part in the training. parent_job, reward_job: in their place the last
     checkpoint of a run that has yet to make it; the new run waits for it.
     Raises InputError, and leaves nothing behind, where a setting is wrong, there is nothing to learn from, or the run
     cannot fit into the memory.
@@ -48,6 +50,7 @@ def create(
             filters,
             parent_id=parent_id,
             reward_id=reward_id,
+            judge_id=judge_id,
             parent_job=parent_job,
             reward_job=reward_job,
         )
@@ -120,6 +123,7 @@ class Batch:
         *,
         parent_id: int | None = None,
         reward_id: int | None = None,
+        judge_id: int | None = None,
         parent_job: str | None = None,
         reward_job: str | None = None,
     ) -> str:
@@ -143,6 +147,8 @@ class Batch:
             settings["reward_model"] = str(checkpoints.usable(workspace, reward_id, "reward"))
         else:
             raise InputError("PPO needs a reward model to learn from; train one first, then choose it here")
+        if judge_id is not None and method == "ppo":
+            settings["judge_model"] = str(checkpoints.usable(workspace, judge_id, "reward"))
         estimates.admit(workspace, method, settings, filters)
 
         def config(data: Path) -> dict[str, Any]:

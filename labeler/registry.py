@@ -130,7 +130,7 @@ def delete(workspace: Workspace, checkpoint_id: int) -> Checkpoint:
         found = checkpoints.get(workspace.store, checkpoint_id)
         if found.kind == "base":
             raise InputError("a base model cannot be deleted; archive it to have it out of sight")
-        users = [job["id"] for job in _open_jobs(db) if _works_with(job, found)]
+        users = [job["id"] for job in _open_jobs(db) if _works_with(workspace, job, found)]
         if users:
             label = checkpoints.run_label(users[0])
             raise InputError(f"{found.name} is in use by {label}; wait until it is done, or stop it, then delete")
@@ -146,10 +146,12 @@ def _open_jobs(db: Database) -> list[Row]:
     return rows(db, "SELECT * FROM jobs WHERE state IN ('queued', 'running') ORDER BY id")
 
 
-def _works_with(job: Row, checkpoint: Checkpoint) -> bool:
-    """Whether a job starts from the checkpoint, is rewarded by it, samples it, or made it and may go on from it."""
+def _works_with(workspace: Workspace, job: Row, checkpoint: Checkpoint) -> bool:
+    """Whether a job starts from the checkpoint, is scored by it, samples it, or made it and may go on from it."""
     config = json.loads(job["config"])
+    judge = checkpoints.at(workspace, config.get("judge_model"))
     ids = {job["parent_checkpoint_id"], job["reward_checkpoint_id"], config.get("checkpoint_id")}
+    ids |= {judge.id} if judge else set()
     ids |= {each["id"] for each in config.get("checkpoints") or []}
     # a job in a chain waits for the final checkpoint of another one
     runs = {job["id"], job.get("parent_job"), job.get("reward_job")}

@@ -49,6 +49,7 @@ class NewRun(Body):
     filters: Filters = Filters()
     parent_checkpoint_id: Identifier | None = None
     reward_checkpoint_id: Identifier | None = None
+    judge_checkpoint_id: Identifier | None = None
 
 
 class Run(BaseModel):
@@ -121,6 +122,7 @@ def create_run(new: NewRun, space: Space, user: Trainer) -> Run:
         new.filters.chosen(),
         parent_id=new.parent_checkpoint_id,
         reward_id=new.reward_checkpoint_id,
+        judge_id=new.judge_checkpoint_id,
     )
     return _run(space, jobs.get(space.store, run_id))
 

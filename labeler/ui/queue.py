@@ -122,7 +122,8 @@ def _button(job: Job, what: str, text: str, label: str, disabled: bool = False) 
 
 
 def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
-    """The form as it was for this run: what to say; updates of method, weighting, parent and reward model; its fields.
+    """The form as it was for this run: what to say; updates of method, weighting, parent, reward model and judge; its
+    fields.
 
     Raises InputError where the run has no form.
     """
@@ -131,6 +132,7 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
     policies, scorers = checkpoints.choices(workspace), checkpoints.choices(workspace, ["reward"])
     parent = page.keep_choice(policies, job.parent_checkpoint_id, None)
     reward = page.keep_choice(scorers, job.reward_checkpoint_id, None)
+    judge = checkpoints.at(workspace, job.config.get("judge_model"))
     said = f"The form holds the settings of {job.label}. It will learn from the labels there are when you press Start."
     if parent is None or (reward is None and job.reward_checkpoint_id is not None):
         said += " A checkpoint that it used is gone: choose another one."
@@ -139,6 +141,7 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
         gr.update(value=_weighed(workspace, job)),
         gr.Dropdown(policies, value=parent or workspace.base_checkpoint_id),
         gr.Dropdown(scorers, value=reward),
+        judge_picker(scorers, judge.id if judge else NO_JUDGE),
     ]
     knobs = form.fields(METHODS[job.method])
     values = [
@@ -146,6 +149,15 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
         for knob in knobs
     ]
     return notice(said, "info"), pickers, values
+
+
+NO_JUDGE = 0
+
+
+def judge_picker(scorers: list[tuple[str, int]], chosen: int | None, **more: Any) -> gr.Dropdown:
+    """The choice of a reward model that only judges: one of `scorers`, or none."""
+    choices = [("none", NO_JUDGE), *scorers]
+    return gr.Dropdown(choices, value=page.keep_choice(choices, chosen, NO_JUDGE), **more)
 
 
 def _weighed(workspace: Workspace, job: Job) -> bool:

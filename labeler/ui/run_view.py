@@ -231,6 +231,9 @@ def head(workspace: Workspace, job: Job, status: dict[str, Any]) -> str:
     facts = [f"learns from {escape(data_line(workspace, job))}", f"starts from {escape(parent_name(workspace, job))}"]
     if job.reward_checkpoint_id is not None:
         facts.append(f"scored by {escape(checkpoints.get(workspace.store, job.reward_checkpoint_id).name)}")
+    judge = checkpoints.at(workspace, job.config.get("judge_model"))
+    if judge is not None:
+        facts.append(f"judged by {escape(judge.name)}")
     if job.started_at is not None:
         facts.append(
             f"took {jobs.duration((job.finished_at or time.time()) - job.started_at)}" if job.finished_at else ""

@@ -19,6 +19,8 @@ from training.config import METHODS
 
 TICK_SECONDS = 1.0
 MARK_SECONDS = 3.0
+PICKERS = 3
+"""Checkpoints that are chosen: where it starts, the reward model, the judge."""
 
 METHOD_CHOICES = [
     ("Reward model\nLearns to score answers as people ranked them. PPO needs one.", "reward"),
@@ -53,6 +55,14 @@ def build(workspace: Workspace) -> None:
         reward = gr.Dropdown(
             [], label="Reward model", info="What scores the answers.", visible=False, elem_id="train-reward"
         )
+        judge = queue.judge_picker(
+            [],
+            None,
+            label="Judge",
+            info="A reward model trained apart: do the sample texts get better, or only please the first?",
+            visible=False,
+            elem_id="train-judge",
+        )
     groups, fields = {}, {}
     for name, config_class in METHODS.items():
         with gr.Column(visible=name == "reward", elem_id=f"form-{name}") as groups[name]:
@@ -78,7 +88,13 @@ def build(workspace: Workspace) -> None:
         return form.read(METHODS[name], values_of(name, values))
 
     def choose(
-        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
+        request: gr.Request,
+        name: str,
+        weighed: bool,
+        parent_id: int | None,
+        reward_id: int | None,
+        judge_id: int | None,
+        *values: Any,
     ) -> list[Any]:
         policies = checkpoints.choices(workspace)
         scorers = checkpoints.choices(workspace, ["reward"])
@@ -95,25 +111,16 @@ def build(workspace: Workspace) -> None:
                 if scorers
                 else "There is none yet: train a reward model first, then it can be chosen here.",
             ),
+            queue.judge_picker(scorers, judge_id, visible=name == "ppo"),
             *(gr.update(visible=other == name) for other in order),
         ]
 
-    def measured(
-        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
-    ) -> str:
-        return described(request, name, weighed, values, measure=True)
+    def measured(request: gr.Request, name: str, weighed: bool, *values: Any) -> str:
+        return described(request, name, weighed, values[PICKERS:], measure=True)
 
-    def again(
-        request: gr.Request,
-        before: str,
-        name: str,
-        weighed: bool,
-        parent_id: int | None,
-        reward_id: int | None,
-        *values: Any,
-    ) -> list[Any]:
+    def again(request: gr.Request, before: str, name: str, weighed: bool, *values: Any) -> list[Any]:
         now = estimates.mark(workspace)
-        return [gr.skip()] * 2 if now == before else [now, described(request, name, weighed, values, measure=True)]
+        return [gr.skip()] * 2 if now == before else [now, measured(request, name, weighed, *values)]
 
     def described(request: gr.Request, name: str, weighed: bool, values: tuple[Any, ...], measure: bool) -> str:
         if current_user(request, workspace).role not in page.TRAINERS:
@@ -121,14 +128,23 @@ def build(workspace: Workspace) -> None:
         return before.view(workspace, name, lambda: settings_of(name, values), weighed, measure)
 
     def begin(
-        request: gr.Request, name: str, weighed: bool, parent_id: int | None, reward_id: int | None, *values: Any
+        request: gr.Request,
+        name: str,
+        weighed: bool,
+        parent_id: int | None,
+        reward_id: int | None,
+        judge_id: int | None,
+        *values: Any,
     ) -> tuple[Any, ...]:
         try:
             user = page.trainer(request, workspace)
             settings, filters = settings_of(name, values), before.filters(name, weighed)
-            job_id = new_jobs.create(workspace, user, name, settings, filters, parent_id=parent_id, reward_id=reward_id)
+            job_id = new_jobs.create(
+                workspace, user, name, settings, filters,
+                parent_id=parent_id, reward_id=reward_id, judge_id=judge_id or None,
+            )  # fmt: skip
         except InputError as error:
-            return notice(str(error)), gr.skip()
+            return notice(form.readable(str(error), METHODS[name])), gr.skip()
         told = f"Added as {checkpoints.run_label(job_id)}. Watch it below."
         return notice(told, "info"), gr.update(interactive=False)
 
@@ -143,7 +159,7 @@ def build(workspace: Workspace) -> None:
         return [drawn, changed, job.id if job else "", waiting_line(workspace), *view.updates(job, seen)]
 
     def press(request: gr.Request, event: gr.EventData) -> list[Any]:
-        said, pickers = "", [gr.skip()] * 4
+        said, pickers = "", [gr.skip()] * (2 + PICKERS)
         values: dict[str, list[Any]] = {name: [gr.skip()] * len(fields[name]) for name in order}
         try:
             user = page.trainer(request, workspace)
@@ -160,8 +176,8 @@ def build(workspace: Workspace) -> None:
         time.sleep(1)  # a double click must not start two runs
         return gr.update(interactive=True)
 
-    chosen = [method, weigh, parent, reward, *flat]
-    form_outputs = [data, weigh, parent, reward, *(groups[name] for name in order)]
+    chosen = [method, weigh, parent, reward, judge, *flat]
+    form_outputs = [data, weigh, parent, reward, judge, *(groups[name] for name in order)]
     page.on_show(choose, chosen, form_outputs)
     method.change(choose, chosen, form_outputs, **page.QUIET)
     edited = [field.change for field in (weigh, *flat)]

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from data.records import InputError
-from labeler import checkpoints, lineage, new_jobs, registry
+from labeler import checkpoints, jobs, lineage, new_jobs, registry
 from labeler.rankings import record_comparison
 from labeler.store import one, scalar
+from labeler.ui import queue, run_view
 from labeler.ui.checkpoints_graph import graph
 from labeler.users import local_owner
 from labeler.workspace import Workspace
@@ -109,6 +110,29 @@ def test_what_rests_on_a_checkpoint(workspace: Workspace) -> None:
     job(workspace, "0004-ppo", "finished", workspace.base_checkpoint_id, reward)
     checkpoint(workspace, "0004-ppo")
     assert registry.dependents(workspace.store.db, reward).trained == ("ppo/0004 step 1",)
+
+
+def test_a_judge_is_another_reward_model_and_is_kept_while_it_is_needed(workspace: Workspace) -> None:
+    reward, judge = (checkpoint(workspace, run, "reward") for run in ("0001-reward", "0002-reward"))
+
+    def ppo(judge_id: int, **settings: int) -> str:
+        owner = local_owner(workspace.store)
+        return new_jobs.create(workspace, owner, "ppo", settings, reward_id=reward, judge_id=judge_id)
+
+    with pytest.raises(InputError, match="is the reward model itself"):
+        ppo(reward, sample_prompts=10)
+    with pytest.raises(InputError, match="fewer than 10 say little"):
+        ppo(judge, sample_prompts=4)
+    with pytest.raises(InputError, match="a reward model is needed here"):
+        ppo(checkpoint(workspace, "0003-dpo"), sample_prompts=10)
+    run = jobs.get(workspace.store, ppo(judge, sample_prompts=10))
+    assert run.config["judge_model"] == str(workspace.runs_folder / "0002-reward" / "checkpoints" / "step-000001")
+    assert "judged by reward/0002 step 1" in run_view.head(workspace, run, {})
+    assert queue.filled(workspace, run)[1][-1].value == judge
+    with pytest.raises(InputError, match="reward/0002 step 1 is in use by ppo/0004"):
+        registry.delete(workspace, judge)
+    jobs.request_stop(workspace.store, run.id)
+    registry.delete(workspace, judge)
 
 
 def test_deleting_leaves_a_tombstone(workspace: Workspace) -> None:
