@@ -34,9 +34,9 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	  echo "error: the development tools could not be installed (reason above)" >&2; exit 1; }
 	@touch $@
 
-# Two files at a time: most of a browser test is waiting. Each file's tests stay together, for they share an app.
+# Two processes: one for the browser, one for the rest (tests/conftest.py).
 test: setup $(VENV)/.ready-dev
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 lint: setup $(VENV)/.ready-dev
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
