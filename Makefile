@@ -36,7 +36,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 
 # Two processes: one for the browser, one for the rest (tests/conftest.py).
 test: setup $(VENV)/.ready-dev
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
+	@$(PY) -m pytest -n 2 --no-loadscope-reorder $(TESTS)
 
 lint: setup $(VENV)/.ready-dev
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
