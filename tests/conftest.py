@@ -22,6 +22,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests that share a name xdist would run one only: schemathesis puts the operation where pytest never looks."""
+    for item in items:
+        if item.parent is not None and not item.nodeid.endswith(item.name):
+            item._id = type(item._id).parse(f"{item.parent.nodeid}::{item.name}")
+    assert len({item.nodeid for item in items}) == len(items), "tests share a name, so one would not be run"
+
+
 class OneBrowser(LoadScopeScheduling):
     """Of the processes that `make test` starts one has all browser tests: two browsers wait too long for two cores."""
 

@@ -44,7 +44,7 @@ def build(workspace: Workspace) -> None:
     details.build_delete()
     imports = Import(workspace)
     chosen: Any = gr.State(None)
-    seen: Any = gr.State("")  # what the works' part shows, so that a look at the same sends nothing
+    seen = page.shown()
     timer = gr.Timer(TICK_SECONDS, active=False)
 
     filters: list[Any] = [words, kind, hidden]

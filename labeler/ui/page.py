@@ -95,6 +95,15 @@ def html(value: str = "", **more: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, elem_classes=["studio"], **more)
 
 
+def shown() -> gr.Textbox:
+    """What the page shows of something that changes, as a look at it tells: a look at the same sends nothing.
+
+    The page keeps it, not the server: answers may arrive in another order than they were given, and the next look must
+    then go by what is on screen.
+    """
+    return gr.Textbox("", visible="hidden", container=False)
+
+
 def keep_choice(choices: Sequence[tuple[str, int]], chosen: Any, fallback: int | None) -> int | None:
     """The chosen value while it can still be chosen."""
     values = [value for _, value in choices]

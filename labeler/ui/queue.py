@@ -22,9 +22,17 @@ RECENT = 5
 """How many runs that have ended are listed."""
 
 # The list is redrawn at every change, so one listener serves all buttons, and the focus must come back to its place.
-# Of a double click only moves count twice, of a key that is held nothing does: a run is tried anew once.
+# Of a double click only moves count twice, of a key that is held nothing does: a run is tried anew once. Where the list
+# is redrawn between press and release there is no click; what was pressed counts.
 ACT = """
 let pressed = null;
+let held = null;
+const press = (run, act) => { pressed = {run, act}; trigger('select', {run, act}); };
+element.addEventListener('pointerdown', event => { held = event.target.closest('[data-act]:enabled'); });
+element.addEventListener('pointerup', () => {
+  if (held && !held.isConnected) press(held.dataset.run, held.dataset.act);
+  held = null;
+});
 element.addEventListener('keydown', event => {
   if (event.repeat && event.target.closest('[data-act]')) event.preventDefault();
 });
@@ -33,8 +41,7 @@ element.addEventListener('click', event => {
   if (!button) return;
   const {run, act} = button.dataset;
   if (event.detail > 1 && act !== 'up' && act !== 'down') return;
-  pressed = {run, act};
-  trigger('select', {run, act});
+  press(run, act);
 });
 watch('value', () => {
   if (!pressed) return;

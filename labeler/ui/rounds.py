@@ -65,7 +65,7 @@ def build(workspace: Workspace) -> None:
         ask = gr.Button("Compute the curve", scale=0, min_width=220, elem_id="rounds-curve")
     problem = page.html()
     curve = page.html(elem_id="rounds-curve-state")
-    seen: Any = gr.State("")
+    seen = page.shown()
     timer = gr.Timer(TICK_SECONDS, active=False)
 
     def show(request: gr.Request, before: str) -> list[Any]:

@@ -67,7 +67,7 @@ class RunView:
             self.others = page.html()
         with gr.Accordion("Command line and configuration", open=False, visible=False) as self.command_fold:
             self.command = page.html()
-        self.seen: Any = gr.State(None)  # what this page shows, so that a look at an unchanged run sends nothing
+        self.seen = page.shown()
         self.outputs = [
             self.seen,
             self.resources,
@@ -111,7 +111,7 @@ class RunView:
             for button, handler in ((self.stop, stop), (self.resume, resume))
         ]
 
-    def updates(self, job: Job | None, seen: Any) -> list[Any]:
+    def updates(self, job: Job | None, seen: str) -> list[Any]:
         """New values for `outputs`; nothing where the page shows this already."""
         if job is None:
             if seen == "none":
@@ -141,11 +141,12 @@ class RunView:
         folder = self.workspace.runs_folder / job.id
         store = self.workspace.store
         voted = scalar(store.db, "SELECT max(event_id) FROM in_force")
-        key = (_stamp(folder, job), len(checkpoints.of_run(store, job.id)), voted)
+        key = repr((_stamp(folder, job), len(checkpoints.of_run(store, job.id)), voted))
         used = resource_line(job)
-        if isinstance(seen, tuple) and seen[0] == key:
+        seen_key, _, seen_used = seen.partition("\n")
+        if seen_key == key:
             unchanged = [gr.skip() for _ in self.outputs[2:]]
-            return [gr.skip(), gr.skip(), *unchanged] if seen[1] == used else [(key, used), used, *unchanged]
+            return [gr.skip(), gr.skip(), *unchanged] if seen_used == used else [f"{key}\n{used}", used, *unchanged]
         status = worker.read_status(folder)
         metrics = read_metrics(folder)
         log = worker.log_tail(folder)
@@ -156,7 +157,7 @@ class RunView:
         others = plots.other_curves(job.method, metrics)
         stoppable = job.state in jobs.OPEN_STATES and job.stop_requested_at is None
         return [
-            (key, used),
+            f"{key}\n{used}",
             used,
             head(self.workspace, job, status),
             gr.update(visible=stoppable, value="Cancel" if job.state == "queued" else "Stop and save"),

@@ -34,7 +34,7 @@ def build(workspace: Workspace) -> None:
     problem = page.html()
     view = RunView(workspace)
     chosen = gr.State("")
-    table_seen: Any = gr.State("")
+    table_seen = page.shown()
 
     def look(run_id: str, before: str, seen: Any, request: gr.Request) -> list[Any]:
         try:

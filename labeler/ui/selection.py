@@ -39,7 +39,7 @@ def build(workspace: Workspace) -> None:
         stop = gr.Button("Stop", visible=False, scale=0, min_width=100, elem_id="select-stop")
     problem = page.html(elem_id="select-problem")
     state = page.html(elem_id="select-state")
-    seen: Any = gr.State("")  # what the page shows, so that a look at the same sends nothing
+    seen = page.shown()
 
     def show(request: gr.Request, project_id: int | None, model_id: int | None, before: str) -> list[Any]:
         try:

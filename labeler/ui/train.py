@@ -72,7 +72,7 @@ def build(workspace: Workspace) -> None:
         problem = page.html(elem_id="train-problem")
     line = page.html(js_on_load=queue.ACT, elem_id="train-queue")
     queue_said = page.html(elem_id="train-queue-said")
-    line_seen: Any = gr.State("")  # the queue as this page shows it
+    line_seen = page.shown()
     waiting = page.html(elem_id="train-waiting")
     view = RunView(workspace)
     shown = gr.State("")  # the run that Stop and Resume mean

@@ -87,6 +87,18 @@ def test_a_run_is_read_smoothed_and_its_texts_compared(finished: App, page: Page
     expect(page.locator(".smoothing output:visible")).to_have_text("0.98", timeout=SHOWN_MS)
 
 
+def test_a_look_at_what_is_shown_brings_nothing(finished: App, page: Page) -> None:
+    """The page says what it shows, so that the curves of a run that is over are sent once."""
+    bodies: list[str] = []
+    open_tab(page, finished, "Runs")
+    expect(page.locator(".run-head:visible")).to_be_visible(timeout=SHOWN_MS)
+    page.wait_for_timeout(1500)
+    page.on("response", lambda answer: bodies.append(answer.text()) if "/run/" in answer.url else None)
+    page.wait_for_timeout(5000)
+    assert bodies
+    assert not any("polyline" in body or "run-head" in body for body in bodies)
+
+
 def test_two_runs_are_compared_and_downloaded(finished: App, page: Page, tmp_path: Path) -> None:
     open_tab(page, finished, "Runs")
     expect(page.locator(".run-head:visible")).to_be_visible(timeout=SHOWN_MS)

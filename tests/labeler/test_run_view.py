@@ -76,7 +76,7 @@ def test_trouble_is_told_with_the_way_out_and_as_text(workspace: Workspace, runn
     (workspace.runs_folder / job.id / "log.txt").write_text(HOSTILE)
     status(workspace, running, message=HOSTILE, state=state)
     view = run_view.RunView(workspace)
-    drawn = "".join(str(value) for value in view.updates(job, None))
+    drawn = "".join(str(value) for value in view.updates(job, ""))
     assert "Resume goes on from the newest checkpoint" in drawn
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn
@@ -86,7 +86,7 @@ def test_trouble_is_told_with_the_way_out_and_as_text(workspace: Workspace, runn
 def test_an_unchanged_run_is_not_sent_again(workspace: Workspace, running: Job) -> None:
     view = run_view.RunView(workspace)
     status(workspace, running)
-    first = view.updates(running, None)
+    first = view.updates(running, "")
     again = view.updates(running, first[0])
     assert all(isinstance(value, dict) and set(value) == {"__type__"} for value in again)
     (workspace.runs_folder / running.id / "metrics.jsonl").write_text('{"step": 1, "loss": 0.69}\n')
