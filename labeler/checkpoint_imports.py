@@ -59,9 +59,9 @@ def stage(workspace: Workspace, files: Sequence[Path]) -> tuple[Path, str]:
     """
     if not files:
         raise InputError("choose the files of an adapter or a model, or a zip of them")
-    _sweep(workspace)
     staged = imports_folder(workspace) / secrets.token_hex(6)
     try:
+        _sweep(workspace)
         staged.mkdir(parents=True)
         if len(files) == 1 and files[0].suffix == ".zip":
             _unzip(files[0], staged)

@@ -28,7 +28,9 @@ ACT = """
 let pressed = null;
 let held = null;
 const press = (run, act) => { pressed = {run, act}; trigger('select', {run, act}); };
-element.addEventListener('pointerdown', event => { held = event.target.closest('[data-act]:enabled'); });
+element.addEventListener('pointerdown', event => {
+  held = event.button === 0 ? event.target.closest('[data-act]:enabled') : null;
+});
 element.addEventListener('pointerup', () => {
   if (held && !held.isConnected) press(held.dataset.run, held.dataset.act);
   held = null;
@@ -141,14 +143,15 @@ def filled(workspace: Workspace, job: Job) -> tuple[str, list[Any], list[Any]]:
     reward = page.keep_choice(scorers, job.reward_checkpoint_id, None)
     judge = checkpoints.at(workspace, job.config.get("judge_model"))
     said = f"The form holds the settings of {job.label}. It will learn from the labels there are when you press Start."
-    if parent is None or (reward is None and job.reward_checkpoint_id is not None):
+    judging = page.keep_choice(scorers, judge.id, None) if judge else None
+    if parent is None or (reward is None and job.reward_checkpoint_id is not None) or (judge and judging is None):
         said += " A checkpoint that it used is gone: choose another one."
     pickers = [
         gr.update(value=job.method),
         gr.update(value=_weighed(workspace, job)),
         gr.Dropdown(policies, value=parent or workspace.base_checkpoint_id),
         gr.Dropdown(scorers, value=reward),
-        judge_picker(scorers, judge.id if judge else NO_JUDGE),
+        judge_picker(scorers, judging),
     ]
     knobs = form.fields(METHODS[job.method])
     values = [

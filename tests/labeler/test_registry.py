@@ -133,6 +133,7 @@ def test_a_judge_is_another_reward_model_and_is_kept_while_it_is_needed(workspac
         registry.delete(workspace, judge)
     jobs.request_stop(workspace.store, run.id)
     registry.delete(workspace, judge)
+    assert "A checkpoint that it used is gone" in queue.filled(workspace, run)[0]
 
 
 def test_deleting_leaves_a_tombstone(workspace: Workspace) -> None:
