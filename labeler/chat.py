@@ -89,9 +89,9 @@ class Chat:
     def _load(self, future: Future[Base]) -> None:
         try:
             from training import rollout
-            from training.models import load_base
+            from training.models import chat_dtype, load_base
 
-            base = load_base(self.workspace.base_model)
+            base = load_base(self.workspace.base_model, chat_dtype())
             hello: list[Message] = [{"role": "user", "content": "Hello"}]
             for _ in rollout.stream(base, hello, adapter=None, max_new_tokens=1):
                 pass  # the first token of all packs the weights: nobody's answer waits for that

@@ -35,9 +35,12 @@ class TokenLogProbs(torch.autograd.Function):
         grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         grad_log_prob = torch.empty_like(hidden) if grad else None
         grad_entropy = torch.empty_like(hidden) if grad and want_entropy else None
+        space = hidden.new_empty(min(chunk, len(targets)), len(weight))  # once: new pages cost as much as the product
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(hidden[part], weight, bias)
+            logits = torch.mm(hidden[part], weight.t(), out=space[: len(targets) - start])
+            if bias is not None:
+                logits += bias
             slopes = torch.empty_like(logits) if grad_entropy is not None else None
             for first in range(0, len(logits), ROWS):
                 rows, of_all = slice(first, first + ROWS), slice(start + first, min(start + first + ROWS, part.stop))

@@ -62,13 +62,23 @@ def choose(
     greedy = temperature < GREEDY
     probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperature), dim=-1)
     if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+        probabilities = nucleus(probabilities, top_p)
     drawn = _invert(probabilities, uniform)
     if bool(greedy.any()):
         drawn = torch.where(greedy[:, 0], logits.argmax(-1), drawn)
     return drawn
+
+
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """(B, V) with 0 for all but the likeliest tokens that together reach `top_p` (arXiv:1904.09751), and their ties.
+
+    Whatever is less likely than (1 - top_p) / V is less than 1 - top_p together, so it is outside: only the others are
+    sorted, hundreds instead of a vocabulary.
+    """
+    candidates = (probabilities >= (1 - top_p) / probabilities.shape[-1]).sum(-1).max()
+    ordered = probabilities.topk(int(candidates.clamp(min=1)), dim=-1).values
+    count = (ordered.cumsum(-1) - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
+    return probabilities.masked_fill(probabilities < ordered.gather(-1, count - 1), 0)
 
 
 def narrow(

@@ -100,6 +100,7 @@ def test_log_probabilities_are_the_models_own(base, name, adapter):
 def test_what_all_prompts_begin_with_is_read_once(base, prompts, monkeypatch):
     """Also where it is all but the last token of a prompt."""
     other = adapted(with_model(base, *MODELS["llama, grouped queries"][:2], **MODELS["llama, grouped queries"][2]))
+    other.model.to(torch.float64)
     read, plain = [], LlamaLayers.hidden
 
     def watch(layers, ids, *rest):
@@ -113,7 +114,6 @@ def test_what_all_prompts_begin_with_is_read_once(base, prompts, monkeypatch):
     assert read[-2 if shared else -1 :] == [[11, 12, 13][:shared]] * bool(shared) + [
         [token for ids in prompts for token in ids[shared:]]
     ]
-    other.model.to(torch.float64)
     for models, ours in both(other, "policy", steps=5, prompts=prompts):
         torch.testing.assert_close(ours, models, rtol=0, atol=1e-6)
 

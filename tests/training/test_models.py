@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from data.records import InputError
 from training.config import DPOConfig
-from training.models import load_base
+from training.models import chat_dtype, load_base
 
 IDS = torch.tensor([[5, 900, 77, 12, 4]])
 
@@ -74,6 +74,17 @@ def test_adapter_masters_are_fp32_on_a_bf16_base(tiny_model):
     assert {p.dtype for p in base.adapter_parameters("policy")} == {torch.float32}
     with torch.no_grad(), base.using("policy"):
         assert base.hidden(IDS).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("instructions", [True, False])
+def test_the_automatic_precision_follows_the_processor(tiny_model, monkeypatch, amx, instructions):
+    """Training multiplies: bf16 pays with AMX. A chat reads weights: bf16 pays with any instructions for it."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions or amx)
+    assert load_base(tiny_model, device="cpu").model.dtype == (torch.bfloat16 if amx else torch.float32)
+    chat = load_base(tiny_model, chat_dtype(), "cpu").model.dtype
+    assert chat == (torch.bfloat16 if amx or instructions or torch.cuda.is_available() else torch.float32)
 
 
 def test_saved_adapter_comes_back_and_remembers_nothing_else(base, tiny_model, tmp_path):

@@ -13,7 +13,7 @@ from training.config import SFTConfig
 from training.generate import sample_all
 from training.loop import token_log_probs
 from training.packs import Group, packs
-from training.rollout import choose, narrow, sample, stream, uniforms
+from training.rollout import choose, narrow, nucleus, sample, stream, uniforms
 
 
 def draws(count, prompts, length=8, seed=0):
@@ -47,6 +47,22 @@ def test_choice_stays_within_top_p_and_zero_temperature_is_greedy():
     uniform = torch.tensor(uniforms(1, 0, 0, 0, 500))
     assert set(choose(logits, uniform, 1.0, 0.7).tolist()) == {0, 1}
     assert set(choose(logits, uniform, 0.0, 1.0).tolist()) == {0}
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 0.9999])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 5.0])
+def test_the_nucleus_is_what_sorting_everything_finds(top_p, scale):
+    """Many are equal in bf16: none that ties with the last is left out, and a row does not change with others."""
+    torch.manual_seed(0)
+    p = torch.softmax((torch.randn(6, 5000) * scale).bfloat16().float(), -1)
+    found = nucleus(p, top_p)
+    for row, kept in zip(p, found, strict=True):
+        ordered = row.double().sort(descending=True).values
+        least = ordered[int((ordered.cumsum(0) - ordered < top_p).sum()) - 1]
+        assert row[(kept > 0) != (row >= least)].sum() < 1e-5, "the last ones may differ by rounding"
+        assert kept.sum() > top_p - 1e-4
+        assert torch.equal(kept[kept > 0], row[kept > 0])
+        assert torch.equal(nucleus(row[None], top_p)[0], kept)
 
 
 def test_samples_do_not_depend_on_their_batch(base):
