@@ -77,7 +77,7 @@ def measure(config: TrainingConfig, texts: dict[str, list[Any]]) -> dict[str, An
     adam = torch.optim.AdamW(parameters)
     _learn(base, packs[0], True)
     adam.step()  # its state is made, as in a run
-    found["step"] = _best(adam.step)
+    found["step"] = _mean(adam.step)
     _reset_peak()
     _learn(base, packs[0], True)
     small = peak_memory(base.device)
@@ -180,23 +180,22 @@ def _read_only(base: Base, found: Pack, targets: bool) -> None:
 
 
 def _times(base: Base, packs: Sequence[Pack]) -> tuple[list[float], list[float]]:
-    """(seconds to read, seconds to learn from) each pack, the shorter of ROUNDS."""
+    """(seconds to read, seconds to learn from) each pack."""
     reads, learns = [], []
     for found, targets in zip(packs, _asked(), strict=False):
-        reads.append(_best(partial(_read_only, base, found, targets)))
-        learns.append(_best(partial(_learn, base, found, targets)))
+        reads.append(_mean(partial(_read_only, base, found, targets)))
+        learns.append(_mean(partial(_learn, base, found, targets)))
     return reads, learns
 
 
-def _best(act: Callable[[], Any]) -> float:
-    took = []
+def _mean(act: Callable[[], Any]) -> float:
+    """Seconds, of all ROUNDS: a run's forwards are new ones too, and its machine is not always at its best."""
+    began = time.perf_counter()
     for _ in range(ROUNDS):
-        began = time.perf_counter()
         act()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        took.append(time.perf_counter() - began)
-    return min(took)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / ROUNDS
 
 
 @torch.no_grad()
