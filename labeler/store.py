@@ -107,8 +107,14 @@ class Store:
 
 
 def rows(db: Database, sql: str, params: Params = ()) -> list[Row]:
-    """All rows of a query. A list, since a half-read cursor would keep its read transaction open."""
-    return list(db.query(sql, params))
+    """All rows of a query. A list, since a half-read cursor would keep its read transaction open.
+
+    Not by `db.query`: to be ready for statements that are no queries it sets a savepoint around each, which makes
+    three statements of one.
+    """
+    cursor = db.conn.execute(sql, params)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def one(db: Database, sql: str, params: Params = ()) -> Row | None:
