@@ -83,26 +83,26 @@ def erase(store: Store, by: User, user_id: int, files: str) -> Erasure:
 
 def clean(store: Store) -> bool:
     """Rewrite the database without what was deleted; False where others kept it busy. Everybody waits meanwhile."""
-    db = store.db
     try:
-        if has_index(db):
-            with store.write():
+        if has_index(store.db):
+            with store.write() as db:
                 db.execute("INSERT INTO search (search) VALUES ('delete-all')")  # deleted words stay in it otherwise
                 columns = "event_id, prompt, completions, comment"
                 db.execute(
                     f"INSERT INTO search ({columns.replace('event_id', 'rowid')})"
                     f" SELECT {columns} FROM ranking_texts ORDER BY event_id"
                 )
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute("VACUUM")
-        busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        alone = store.db  # none of this can be done in a transaction
+        alone.execute("PRAGMA secure_delete = ON")
+        alone.execute("VACUUM")
+        busy = alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     except sqlite3.OperationalError as error:
         if "locked" not in str(error) and "busy" not in str(error):
             raise InputError(f"{store.path}: {explain(error)}") from None
         return False
     if busy:
         return False
-    with store.write():
+    with store.write() as db:
         db.execute("UPDATE erasures SET cleaned_at = ? WHERE cleaned_at IS NULL", [time.time()])
     return True
 

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 class Store:
-    """One SQLite file. Every thread that asks gets a connection of its own.
+    """One SQLite file. Every thread that reads gets a connection of its own; all write over one, in turn.
 
     `busy_timeout` is in seconds: how long a writer waits for another one before it gives up.
     Raises InputError where the file cannot be opened, is no database, or comes from a newer version.
@@ -32,6 +32,7 @@ class Store:
         self.busy_timeout = busy_timeout
         self._local = threading.local()
         self._turn = threading.Lock()
+        self._writer: Database | None = None
         try:
             with self.write() as db:
                 migrations.apply(db)
@@ -40,14 +41,17 @@ class Store:
 
     @property
     def db(self) -> Database:
-        """This thread's connection. Read with `rows` and `one`; write inside `write`."""
+        """This thread's connection, inside `write` the one that writes. Read with `rows` and `one`."""
+        writing: Database | None = getattr(self._local, "writing", None)
+        if writing is not None:
+            return writing
         database: Database | None = getattr(self._local, "database", None)
         if database is None:
             database = self._local.database = self._connect()
         return database
 
     def _connect(self) -> Database:
-        # check_same_thread only matters to close(): a connection is used by the thread that made it
+        # check_same_thread: a connection is used by the thread that made it, the one that writes by one at a time
         connection = sqlite3.connect(self.path, timeout=self.busy_timeout, check_same_thread=False)
         try:
             connection.execute("PRAGMA foreign_keys=ON")
@@ -63,13 +67,14 @@ class Store:
     def write(self) -> Iterator[Database]:
         """One transaction: all of it or nothing. Inside another one it is a part of that one.
 
+        Only what it yields, or `db` asked for inside, is in it: a connection from before would wait for it in vain.
+
         BEGIN IMMEDIATE, because a deferred transaction that reads before it writes fails at once when another
         writer came between, instead of waiting its turn.
         """
-        db = self.db
-        if db.conn.in_transaction:
-            with db.atomic():
-                yield db
+        if self.db.conn.in_transaction:
+            with self.db.atomic():
+                yield self.db
             return
         # The threads of this program queue here, where the next one wakes at once. SQLite itself would have each of
         # them sleep and try again, up to 100 ms at a time and in no order: with fifty annotators that is the longest
@@ -77,6 +82,10 @@ class Store:
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise sqlite3.OperationalError("database is locked")
         try:
+            # One connection for all: what another one has written empties a connection's cache of pages.
+            if self._writer is None:
+                self._writer = self._connect()
+            db = self._local.writing = self._writer
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -85,10 +94,18 @@ class Store:
                 db.rollback()
                 raise
         finally:
+            self._local.writing = None
             self._turn.release()
 
     def close(self) -> None:
-        """Close this thread's connection; the next use opens a new one."""
+        """Close this thread's connection, and the one that writes if nobody does now; the next use opens a new one."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+                    self._writer = None
+            finally:
+                self._turn.release()
         database: Database | None = getattr(self._local, "database", None)
         if database is not None:
             self._local.database = None

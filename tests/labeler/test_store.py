@@ -69,6 +69,39 @@ def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     assert scalar(store.db, "SELECT created_at FROM users") == 100
 
 
+def test_all_write_over_one_connection_and_nobody_else_reads_over_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    seen: list[int] = []
+    writers = set()
+
+    def look() -> None:
+        seen.append(scalar(store.db, "SELECT count(*) FROM users"))
+
+    def add(name: str) -> None:
+        reader = store.db
+        with store.write() as db:
+            writers.add(id(db))
+            assert store.db is db is not reader
+            db.execute("INSERT INTO users (name, role) VALUES (?, 'owner')", [name])
+            with store.write() as inner:
+                assert inner is db
+            beside = threading.Thread(target=look)
+            beside.start()
+            beside.join()
+        assert store.db is reader
+        look()
+
+    add("ann")
+    other = threading.Thread(target=add, args=["bob"])
+    other.start()
+    other.join()
+    assert seen == [0, 1, 1, 2]  # what is being written is not seen before it is there
+    assert len(writers) == 1
+    store.close()
+    add("cleo")
+    assert seen[-2:] == [2, 3]
+
+
 @pytest.mark.parametrize(
     "statement",
     [
