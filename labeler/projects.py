@@ -73,18 +73,24 @@ def all_projects(db: Database) -> list[Project]:
 
 def projects_of(db: Database, user: User) -> list[Project]:
     """Those in which this person may work, in the order in which they were made."""
-    if user.role in LEADS:
-        return _projects(db, "p.archived_at IS NULL", [])
-    where = "p.archived_at IS NULL AND (p.for_everybody OR EXISTS (SELECT 1 FROM members AS m"
-    return _projects(db, f"{where} WHERE m.project_id = p.id AND m.user_id = ?))", [user.id])
+    return _projects(db, *_open_to(user))
 
 
 def check_member(db: Database, user: User, project_id: int) -> Project:
     """The project, if this person may work in it. Raises InputError otherwise."""
-    found = [project for project in projects_of(db, user) if project.id == project_id]
+    where, params = _open_to(user)
+    found = _projects(db, f"{where} AND p.id = ?", [*params, project_id])
     if not found:
         raise InputError("this project is closed or not open to you; choose another one or ask its lead")
     return found[0]
+
+
+def _open_to(user: User) -> tuple[str, list[Any]]:
+    """The condition for a project `p` in which this person may work, and its parameters."""
+    if user.role in LEADS:
+        return "p.archived_at IS NULL", []
+    member = "EXISTS (SELECT 1 FROM members AS m WHERE m.project_id = p.id AND m.user_id = ?)"
+    return f"p.archived_at IS NULL AND (p.for_everybody OR {member})", [user.id]
 
 
 def create_project(store: Store, user: User, name: str, **settings: Any) -> Project:

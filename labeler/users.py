@@ -164,8 +164,8 @@ def list_users(store: Store) -> list[dict]:
 
 def needs_login(store: Store) -> bool:
     """True once anybody has a password: from then on nobody gets in without one."""
-    sql = "SELECT count(*) FROM users WHERE password_hash IS NOT NULL AND disabled_at IS NULL"
-    return bool(scalar(store.db, sql))
+    sql = "SELECT 1 FROM users WHERE password_hash IS NOT NULL AND disabled_at IS NULL LIMIT 1"
+    return scalar(store.db, sql) is not None
 
 
 def check_password(store: Store, name: str, password: str) -> User | None:
