@@ -82,9 +82,9 @@ def create_app(workspace: Workspace, host: str = "127.0.0.1") -> FastAPI:
     # with a CORS policy of our own Gradio adds none: off localhost its default echoes foreign origins
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, workspace=workspace, host=host)
+    app.mount(API, create_api(workspace))  # first: programs ask more often than people
     _add_routes(app, workspace)
     packages.add_routes(app, workspace)
-    app.mount(API, create_api(workspace))
     gr.mount_gradio_app(
         app,
         ui.build(workspace),

@@ -15,6 +15,7 @@ from data.records import InputError, Message
 from labeler import auth, tokens
 from labeler.erasure import ERASERS
 from labeler.projects import LEADS
+from labeler.store import Store
 from labeler.ui.data import KEEPERS
 from labeler.ui.page import TRAINERS
 from labeler.ui.quality import READERS
@@ -103,26 +104,23 @@ async def here(request: Request) -> Workspace:
     return request.app.state.workspace
 
 
-async def caller(
-    request: Request,
-    space: Annotated[Workspace, Depends(here)],
-    shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)],
-) -> User:
+async def caller(request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]) -> User:
     """Who asks: the token's owner, else the session's, else the local owner where no login is needed.
 
     The Guard in web.py has looked at the request's origin before: other sites cannot use a session.
     """
+    store: Store = request.app.state.workspace.store
     request.state.by_token = shown is not None
     if shown is None:
-        user = auth.user_of(space.store, request.cookies)
+        user = auth.user_of(store, request.cookies)
         if user is not None:
             return user
         raise _unknown("log in first, or send Authorization: Bearer TOKEN")
-    found = tokens.bearer(space.store, shown.credentials)
+    found = tokens.bearer(store, shown.credentials)
     if found is None:
         raise _unknown("this token is unknown, expired or revoked; make a new one")
     if found.note_use:
-        await run_in_threadpool(tokens.note_use, space.store, found.token_id)
+        await run_in_threadpool(tokens.note_use, store, found.token_id)
     return found.user
 
 
