@@ -20,8 +20,12 @@ from labeler.workspace import Workspace
 TRAINERS = ("researcher", "owner")
 """Roles that may start and stop runs."""
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""How the pages listen: no veil over what is being updated, and no entry in Gradio's public API."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+"""How the pages listen: no veil over what is being updated, and no entry in Gradio's public API.
+
+That progress is shown on nothing has to be said too: with every event Gradio's page tells each component that ever was
+an output of the progress there, and seeks each in the whole tree. With all tabs opened that took seconds of every one.
+"""
 
 
 def trainer(request: gr.Request, workspace: Workspace) -> User:
