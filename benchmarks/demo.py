@@ -34,21 +34,22 @@ from training.run_folder import read_metrics
 HELD_OUT = 0.25
 NOISE = 0.5  # of the simulated annotator: P(i ≻ j) = σ((u_i - u_j) / NOISE)
 LORA = {"lora_layers": 12}  # twice as fast as all 30, and no worse on so little data
-TEXTS = {"sample_every": 1000}  # texts to read before and after, none on the way: they take time
 LENGTH = 40  # tokens of an answer, everywhere: a reward model is good for what it has seen
-TO_RANK = [0.7, 0.7, 0.8, 0.9, 1.0, 1.0]  # temperatures of the answers that are ranked
+TEXTS = {"sample_every": 1000, "sample_max_new_tokens": LENGTH}  # texts to read before and after, none on the way
+TO_RANK = [0.7, 0.7, 0.8, 0.9, 1.0]  # temperatures of the answers that are ranked
 SETTINGS: dict[str, dict[str, Any]] = {
     "reward": {"epochs": 2, "batch_size": 2, "learning_rate": 3e-4, "eval_every": 40, "save_every": 50, **LORA},
     "dpo": {
-        "epochs": 1, "batch_size": 2, "learning_rate": 2.5e-4, "beta": 0.1, "eval_every": 25, "save_every": 25, **LORA,
-        **TEXTS,
+        "epochs": 1, "batch_size": 2, "learning_rate": 2.5e-4, "beta": 0.1, "eval_every": 25, "kl_prompts": 0,
+        "save_every": 25, **LORA, **TEXTS,
     },
     "ppo": {
-        "max_steps": 14, "batch_size": 24, "max_new_tokens": LENGTH, "temperature": 0.7, "learning_rate": 6e-4,
-        "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 9, **LORA, **TEXTS,
+        "max_steps": 12, "batch_size": 24, "samples_per_prompt": 3, "max_new_tokens": LENGTH, "temperature": 0.7,
+        "learning_rate": 6e-4, "beta": 0.05, "ppo_epochs": 2, "minibatches": 2, "save_every": 9, **LORA, **TEXTS,
     },
 }  # fmt: skip
-SAMPLING: dict[str, Any] = {"num_completions": 8, "max_new_tokens": LENGTH, "temperature": 0.7}
+BATCH = 96  # answers that are sampled together
+SAMPLING: dict[str, Any] = {"num_completions": 6, "max_new_tokens": LENGTH, "temperature": 0.7, "batch_size": BATCH}
 
 
 def main() -> int:
@@ -140,7 +141,7 @@ def answer(folder: Path, base_model: str, rows: Sequence[Row], seed: int) -> lis
     write_rows(folder / "prompts.jsonl", rows)
     generate(
         load_base(base_model), None, folder / "prompts.jsonl", folder / "answers.jsonl", num_completions=len(TO_RANK),
-        max_new_tokens=LENGTH, temperature=TO_RANK, top_p=1.0, seed=seed, batch_size=32,
+        max_new_tokens=LENGTH, temperature=TO_RANK, top_p=1.0, seed=seed, batch_size=BATCH,
     )  # fmt: skip
     return [row for _, row in read_rows(folder / "answers.jsonl")]
 
