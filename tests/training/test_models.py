@@ -82,8 +82,8 @@ def test_the_automatic_precision_follows_the_processor(tiny_model, monkeypatch, 
     """Training multiplies: bf16 pays with AMX. A chat reads weights: bf16 pays with any instructions for it."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions or amx)
-    assert load_base(tiny_model, device="cpu").model.dtype == (torch.bfloat16 if amx else torch.float32)
-    chat = load_base(tiny_model, chat_dtype(), "cpu").model.dtype
+    assert load_base(str(tiny_model), device="cpu").model.dtype == (torch.bfloat16 if amx else torch.float32)
+    chat = load_base(str(tiny_model), chat_dtype(), "cpu").model.dtype
     assert chat == (torch.bfloat16 if amx or instructions or torch.cuda.is_available() else torch.float32)
 
 
