@@ -22,7 +22,7 @@ def test_prompts_that_somebody_has_ranked_can_be_left_out(tmp_path: Path) -> Non
         rank(workspace, [1, 2, 3, 4])
     with pytest.raises(InputError, match="no prompts in this set"):
         prompt_ids(workspace, UNRANKED, 10, seed=0)
-    with workspace.store.write():
+    with workspace.store.write() as db:
         new = [add_prompt(db, [{"role": "user", "content": f"New {number}?"}], "", "import") for number in range(5)]
         add_prompt(db, [{"role": "user", "content": "Between us?"}], "", "chat")  # whoever typed it did not publish it
     assert prompt_ids(workspace, UNRANKED, 10, seed=0) == new
