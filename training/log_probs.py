@@ -35,7 +35,7 @@ class TokenLogProbs(torch.autograd.Function):
         grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         grad_log_prob = torch.empty_like(hidden) if grad else None
         grad_entropy = torch.empty_like(hidden) if grad and want_entropy else None
-        space = hidden.new_empty(min(chunk, len(targets)), len(weight))  # once: new pages cost as much as the product
+        space = hidden.new_empty(min(chunk, len(targets)), len(weight))  # once: new pages take their time
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = torch.mm(hidden[part], weight.t(), out=space[: len(targets) - start])
