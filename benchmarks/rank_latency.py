@@ -4,7 +4,7 @@
 
 A real app, a real Chromium, Ctrl+Enter as a person presses it, after some time to read in which the app makes the next
 task ready (`--reading 0`: a person who does not read). Measured inside the page, from the key to the frame
-after the next prompt is on screen; each label is on disk (synchronous=FULL) before the next task is shown.
+after the next prompt is on screen; each label is on disk before the next task is shown.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 async def _database_error(_: Request, error: Exception) -> Response:
     log.error("the REST interface could not use the database", exc_info=error)
-    return _problem(f"nothing was stored: {explain(error)}", 503)
+    return _problem(f"not saved for certain, send it again: {explain(error)}", 503)
 
 
 async def _unicode_error(_: Request, error: Exception) -> Response:

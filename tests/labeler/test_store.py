@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,76 @@ def test_every_connection_is_durable_and_checks_references(tmp_path: Path) -> No
     thread.start()
     thread.join()
     assert seen == [("wal", 2, 1)] * 2  # 2 = FULL
+
+
+def test_a_write_ends_after_a_sync_that_began_after_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one such sync serves all who wait: the first one lasts until all have committed, a second one ends it."""
+    path = tmp_path / "a.sqlite"
+    store = Store(path)
+    writers = 6
+    synced: list[set[str]] = []  # who was in the log when each sync that has ended began
+    begun: list[set[str]] = []
+    late: set[str] = set()
+    syncing = threading.Event()
+    fsync = os.fsync
+
+    def committed() -> set[str]:
+        connection = sqlite3.connect(path)
+        found = {name for (name,) in connection.execute("SELECT name FROM users")}
+        connection.close()
+        return found
+
+    def slow(descriptor: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), os.stat(f"{path}-wal"))
+        found = committed()
+        begun.append(found)
+        syncing.set()
+        if len(begun) == 1:
+            deadline = time.monotonic() + 30
+            while len(committed()) < writers and time.monotonic() < deadline:
+                time.sleep(0.01)
+        fsync(descriptor)
+        synced.append(found)
+
+    def add(name: str) -> None:
+        with store.write() as db:
+            db.execute("INSERT INTO users (name, role) VALUES (?, 'owner')", [name])
+        if not any(name in found for found in synced):
+            late.add(name)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    threads = [threading.Thread(target=add, args=[f"user-{number}"]) for number in range(writers)]
+    threads[0].start()
+    assert syncing.wait(timeout=30)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not late
+    assert begun == [{"user-0"}, {f"user-{number}" for number in range(writers)}]
+
+
+def test_a_disk_that_failed_once_is_not_believed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "a.sqlite")
+
+    def broken(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def add(name: str) -> None:
+        with store.write() as db:
+            db.execute("INSERT INTO users (name, role) VALUES (?, 'owner')", [name])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(sqlite3.OperationalError, match="No space left") as caught:
+            add("ann")
+    assert "free some space" in explain(caught.value)
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        add("bob")
+    again = Store(tmp_path / "a.sqlite")
+    with again.write() as db:
+        db.execute("INSERT INTO users (name, role) VALUES ('cleo', 'owner')")
+    assert scalar(again.db, "SELECT count(*) FROM users WHERE name = 'cleo'") == 1
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
