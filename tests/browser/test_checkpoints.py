@@ -65,9 +65,12 @@ def test_a_checkpoint_from_its_lineage_to_its_end(app: App, page: Page, tmp_path
 
     # it is named and noted, by whatever text
     unfold(page, "#checkpoint-edit")
-    page.locator("#checkpoint-name textarea, #checkpoint-name input").fill("mine")
+    name = page.locator("#checkpoint-name textarea, #checkpoint-name input")
+    expect(name).to_have_value(POLICY)
+    name.fill("mine")
     page.locator("#checkpoint-tags textarea, #checkpoint-tags input").fill("toy, Chat")
     page.locator("#checkpoint-note textarea").fill(HOSTILE)
+    expect(name).to_have_value("mine")
     page.locator("#checkpoint-save").click()
     expect(page.locator("#checkpoint-said")).to_contain_text("Saved.")
     expect(page.locator("#checkpoint-head h3")).to_have_text("mine")
