@@ -18,6 +18,8 @@ from labeler import migrations
 BUSY_TIMEOUT_SECONDS = 30.0
 CHECKPOINT_PAGES = 10_000  # of 4 KiB, some 4 s of 100 labels/s; SQLite's 1,000 had everybody wait five times as often
 
+WRITER_CACHE_KIB = 64 * 1024  # at most; an import finds by hash what is there, which is spread over the whole index
+
 Params = Sequence[Any] | dict[str, Any]
 Row = dict[str, Any]
 
@@ -129,6 +131,7 @@ class Store:
                 # at once, and the database whole after any.
                 self._writer.execute("PRAGMA synchronous=NORMAL")
                 self._writer.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                self._writer.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
             db = self._local.writing = self._writer
             db.execute("BEGIN IMMEDIATE")
             try:

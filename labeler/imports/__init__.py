@@ -25,8 +25,7 @@ ON_ERROR = {
 }
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 2_000_000
 BREATH = 0.3
-"""Share of a batch's time for which the database is left to annotators before the next one."""
-CACHE_KIB = 64 * 1024
+"""Share of the time of writing a batch for which the database is left to annotators before the next one."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,7 @@ def import_file(
         raise InputError(f"unknown on_error {on_error!r}; use one of {', '.join(ON_ERROR)}")
     found = detect(path, mapping)
     run = _Import(store, found, user, source, project_id, watch or (lambda progress: True))
-    store.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    try:
-        return run.all_or_nothing() if on_error == "stop" else run.skipping()
-    finally:
-        store.db.execute("PRAGMA cache_size = -2000")
+    return run.all_or_nothing() if on_error == "stop" else run.skipping()
 
 
 class _Stopped(Exception):
@@ -110,12 +105,13 @@ class _Import:
         return result
 
     def skipping(self) -> Imported:
-        result = Imported()
+        result, turn = Imported(), 0.0
         try:
             for batch in self._batches(result, "writing", result.left_out, self.found.about()):
+                time.sleep(max(0.0, turn - time.monotonic()))  # reading the batch has left the database to them too
                 started = time.monotonic()
                 result = self._write_batch(batch, result)
-                time.sleep(BREATH * (time.monotonic() - started))
+                turn = (ended := time.monotonic()) + BREATH * (ended - started)
         except _Stopped:
             result.stopped = True
         return result
