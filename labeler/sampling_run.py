@@ -48,6 +48,8 @@ def run(folder: Path, status: Status) -> dict[str, Any]:
         print(f"going on: {len(there)} of {len(every)} prompts are done", file=sys.stderr)
     readable, started, asked = list(_encoded(base, left, config["max_new_tokens"])), time.monotonic(), 0
     too_long = len(left) - len(readable)
+    progress = {"total_steps": len(every), "message": "prompts answered by each checkpoint"}
+    status.write("running", step=len(there), **progress)
     size = max(1, BATCH // config["completions_per_checkpoint"])
     for first in range(0, len(readable), size):
         some = readable[first : first + size]
@@ -58,9 +60,7 @@ def run(folder: Path, status: Status) -> dict[str, Any]:
         asked += len(some)
         eta = (time.monotonic() - started) / asked * (len(readable) - asked)
         step = len(there) + asked
-        status.write(
-            "running", step=step, total_steps=len(every), eta_seconds=eta, message="prompts answered by each checkpoint"
-        )
+        status.write("running", step=step, eta_seconds=eta, **progress)
         print(f"prompts answered: {step} of {len(every)}, {eta:.0f} s left", file=sys.stderr, flush=True)
     made = len(sampling.done(store, project_id))
     if not made:
