@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from labeler.imports import import_file
 from labeler.users import local_owner
@@ -27,6 +27,8 @@ from labeler.workspace import DATABASE_NAME, open_workspace
 
 PROJECT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60
+PATIENCE_MS = 60_000
+"""What a page may take where other tests keep the machine busy: no test judges speed."""
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -191,6 +193,7 @@ def chromium_path() -> str:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     path = chromium_path()
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -200,7 +203,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     yield context
     context.close()
 
@@ -219,6 +222,6 @@ def page(context: BrowserContext) -> Iterator[Page]:
 def phone(browser: Browser) -> Iterator[Page]:
     """A page on a small touch screen."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     yield context.new_page()
     context.close()

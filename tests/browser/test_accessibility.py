@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from labeler.projects import write_guidelines
 from labeler.ui import TABS
 from labeler.users import local_owner
-from tests.browser.conftest import App, MakeApp, seed_rows
+from tests.browser.conftest import PATIENCE_MS, App, MakeApp, seed_rows
 from tests.browser.ranking import add_project, open_rank, press, store_of
 from tests.browser.screenshots import open_tab
 
@@ -50,7 +50,7 @@ def wide_or_narrow(request: pytest.FixtureRequest, browser: Browser, app: App) -
     # without motion: a colour half-way through its transition has no contrast to judge
     size = {"width": width, "height": 900}
     context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     open_rank(page, app)
     yield page

@@ -29,14 +29,6 @@ def app(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     app.stop()
 
 
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """A busy machine takes longer than Playwright's five seconds."""
-    expect.set_options(timeout=30_000)
-    yield
-    expect.set_options(timeout=5_000)
-
-
 def unfold(page: Page, selector: str) -> None:
     page.locator(f"{selector} button.label-wrap").click()
 

@@ -47,7 +47,7 @@ def open_quality(page: Page, app: App) -> None:
         page.locator(".overflow-dropdown button", has_text="Quality").click()
     else:
         tab.first.click()
-    expect(page.locator("#quality-figures")).to_contain_text("Same vote", timeout=30_000)
+    expect(page.locator("#quality-figures")).to_contain_text("Same vote")
 
 
 def learned(app: App, folder: Path) -> list[tuple[str, list[int]]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from labeler import jobs, new_jobs
@@ -15,15 +12,6 @@ from tests.browser.test_loop import RUN_MS, head, open_tab
 from tests.labeler.studio import wait_for
 
 LONG = {"max_steps": 100_000, "eval_every": 50_000, "lora_rank": 2}
-
-
-@pytest.fixture(autouse=True)
-def patience(page: Page) -> Iterator[None]:
-    """A run is training beside the page all the while."""
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=30_000)
-    yield
-    expect.set_options(timeout=5_000)
 
 
 def waiting(page: Page) -> Locator:

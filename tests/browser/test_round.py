@@ -4,10 +4,8 @@ read what the policy says, vote blindly, see the standings, and open the next ro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from labeler.users import add_user
@@ -18,14 +16,6 @@ from tests.browser.test_rank_projects import log_in
 from tests.labeler.studio import wait_for
 
 PROMPTS = [{"prompt": f"Question {number}: what is a good name for a cat?"} for number in range(6)]
-
-
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """Runs train beside the page."""
-    expect.set_options(timeout=30_000)
-    yield
-    expect.set_options(timeout=5_000)
 
 
 def states(app: App) -> list[tuple[str, str]]:

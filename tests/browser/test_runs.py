@@ -20,9 +20,6 @@ from tests.browser.test_loop import open_tab
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}}"
 
 
-SHOWN_MS = 30_000
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """An app with two DPO runs that are over, with curves and sample texts; no model is ever loaded."""
@@ -64,14 +61,14 @@ def add_run(workspace: Workspace, learning_rate: float) -> None:
 def test_a_run_is_read_smoothed_and_its_texts_compared(finished: App, page: Page) -> None:
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     open_tab(page, finished, "Runs")
-    expect(page.locator(".puzzles:visible")).to_contain_text("The reward of chosen answers falls", timeout=SHOWN_MS)
+    expect(page.locator(".puzzles:visible")).to_contain_text("The reward of chosen answers falls")
     expect(page.locator(".curves .now-good:visible").first).to_be_visible()
     loss = page.locator("figure:visible", has_text="nats per comparison")
     expect(loss.locator("polyline.smooth")).to_have_count(0)
     slider = page.locator(".smoothing input:visible")
     slider.focus()
     page.keyboard.press("End")
-    expect(page.locator(".smoothing output:visible")).to_have_text("0.98", timeout=SHOWN_MS)
+    expect(page.locator(".smoothing output:visible")).to_have_text("0.98")
     expect(loss.locator("polyline.smooth")).to_have_count(1)
     lengths = [loss.locator(f"polyline.{kind}").evaluate("line => line.getTotalLength()") for kind in ("raw", "smooth")]
     assert lengths[1] < lengths[0], "the zigzag is gone"
@@ -84,14 +81,14 @@ def test_a_run_is_read_smoothed_and_its_texts_compared(finished: App, page: Page
     expect(page.locator(".samples .side:visible")).to_have_count(2)
     page.reload()
     open_tab(page, finished, "Runs")
-    expect(page.locator(".smoothing output:visible")).to_have_text("0.98", timeout=SHOWN_MS)
+    expect(page.locator(".smoothing output:visible")).to_have_text("0.98")
 
 
 def test_a_look_at_what_is_shown_brings_nothing(finished: App, page: Page) -> None:
     """The page says what it shows, so that the curves of a run that is over are sent once."""
     bodies: list[str] = []
     open_tab(page, finished, "Runs")
-    expect(page.locator(".run-head:visible")).to_be_visible(timeout=SHOWN_MS)
+    expect(page.locator(".run-head:visible")).to_be_visible()
     page.wait_for_timeout(1500)
     page.on("response", lambda answer: bodies.append(answer.text()) if "/run/" in answer.url else None)
     page.wait_for_timeout(5000)
@@ -101,7 +98,7 @@ def test_a_look_at_what_is_shown_brings_nothing(finished: App, page: Page) -> No
 
 def test_two_runs_are_compared_and_downloaded(finished: App, page: Page, tmp_path: Path) -> None:
     open_tab(page, finished, "Runs")
-    expect(page.locator(".run-head:visible")).to_be_visible(timeout=SHOWN_MS)
+    expect(page.locator(".run-head:visible")).to_be_visible()
     page.get_by_role("button", name="Compare runs").click()
     expect(page.locator("#compare-tables")).to_contain_text("Choose two to six runs")
     for label in ("dpo/0001", "dpo/0002"):
@@ -123,9 +120,9 @@ def test_two_runs_are_compared_and_downloaded(finished: App, page: Page, tmp_pat
 
 def test_a_run_on_a_phone(finished: App, phone: Page) -> None:
     phone.goto(finished.url)
-    phone.locator(".overflow-menu > button").click(timeout=SHOWN_MS)
+    phone.locator(".overflow-menu > button").click()
     phone.locator(".overflow-dropdown button", has_text="Runs").click()
-    expect(phone.locator(".samples .side:visible")).to_have_count(2, timeout=SHOWN_MS)
+    expect(phone.locator(".samples .side:visible")).to_have_count(2)
     left, right = (phone.locator(".samples .side:visible").nth(place).bounding_box() for place in (0, 1))
     assert left is not None
     assert right is not None

@@ -6,7 +6,7 @@ import httpx
 from playwright.sync_api import Browser, Page, expect
 
 from labeler import users
-from tests.browser.conftest import App, MakeApp, seed_rows
+from tests.browser.conftest import PATIENCE_MS, App, MakeApp, seed_rows
 from tests.browser.ranking import badges, store_of, submit
 
 HOSTILE = "<img src=x onerror='window.hacked = 1'>${window.hacked = 2}"
@@ -36,7 +36,7 @@ def test_invite_set_a_password_and_rank(make_app: MakeApp, page: Page, browser: 
     assert address.startswith(f"{app.url}/invite/")
 
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     newcomer = context.new_page()
     newcomer.goto(address)
     expect(newcomer).to_have_title("Invitation · Preference Loop")
