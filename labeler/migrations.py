@@ -535,14 +535,20 @@ def _search_index(db: Database) -> list[str]:
     """The index of words and its triggers; nothing where this SQLite has no FTS5."""
     if not db.execute("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'").fetchone():
         return []
-    columns = "rowid, prompt, completions, comment"
-    text = "SELECT {} event_id, prompt, completions, comment FROM ranking_texts WHERE event_id = {}.event_id"
     return [
         """CREATE VIRTUAL TABLE search USING fts5(prompt, completions, comment, content='ranking_texts',
             content_rowid='event_id', columnsize=0, tokenize='unicode61 remove_diacritics 2')""",
-        f"""CREATE TRIGGER in_force_found AFTER INSERT ON in_force BEGIN
+        *_search_triggers("", ""),
+    ]
+
+
+def _search_triggers(when_found: str, when_lost: str) -> list[str]:
+    columns = "rowid, prompt, completions, comment"
+    text = "SELECT {} event_id, prompt, completions, comment FROM ranking_texts WHERE event_id = {}.event_id"
+    return [
+        f"""CREATE TRIGGER in_force_found AFTER INSERT ON in_force {when_found} BEGIN
             INSERT INTO search ({columns}) {text.format("", "NEW")}; END""",
-        f"""CREATE TRIGGER in_force_lost BEFORE DELETE ON in_force BEGIN
+        f"""CREATE TRIGGER in_force_lost BEFORE DELETE ON in_force {when_lost} BEGIN
             INSERT INTO search (search, {columns}) {text.format("'delete',", "OLD")}; END""",
     ]
 
@@ -668,5 +674,23 @@ def m011_conversations(db: Database) -> None:
                 text TEXT NOT NULL,
                 PRIMARY KEY (user_id, name)
             ) STRICT, WITHOUT ROWID""",
+        ],
+    )
+
+
+@steps()
+def m012_index_together(db: Database) -> None:
+    """The words of many rankings go into the index in one statement (search.indexed_together)."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'search'").fetchone():
+        return
+    later = "WHEN {0}.event_id <= coalesce((SELECT after_event_id FROM unindexed), {0}.event_id)"
+    _run(
+        db,
+        [
+            # no row, or one inside a transaction that indexes the rankings after this event itself
+            "CREATE TABLE unindexed (after_event_id INTEGER NOT NULL) STRICT",
+            "DROP TRIGGER in_force_found",
+            "DROP TRIGGER in_force_lost",
+            *_search_triggers(later.format("NEW"), later.format("OLD")),
         ],
     )

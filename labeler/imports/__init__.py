@@ -14,6 +14,7 @@ from labeler.imports.items import Item
 from labeler.imports.source import Source, detect
 from labeler.imports.writer import Imported, Writer, import_row
 from labeler.projects import FIRST
+from labeler.search import indexed_together
 from labeler.store import Store
 from labeler.users import User
 
@@ -98,8 +99,9 @@ class _Import:
             with self.store.write() as db:
                 writer = Writer(db, self.user, self.source, self.project_id)
                 for batch in self._batches(result, "writing", _raise, rows):
-                    for place, item in batch:
-                        self._write(writer, place, item, result)
+                    with indexed_together(db):
+                        for place, item in batch:
+                            self._write(writer, place, item, result)
         except _Stopped:
             return Imported(stopped=True)
         return result
@@ -119,7 +121,7 @@ class _Import:
     def _write_batch(self, batch: list[tuple[str, Item]], result: Imported) -> Imported:
         before = deepcopy(result)
         try:
-            with self.store.write() as db:
+            with self.store.write() as db, indexed_together(db):
                 writer = Writer(db, self.user, self.source, self.project_id)
                 for place, item in batch:
                     self._write(writer, place, item, result)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from data.records import InputError
 from labeler import events, history, rankings, search, snapshots
@@ -141,6 +142,45 @@ def test_what_is_taken_back_or_corrected_is_not_found(tmp_path: Path) -> None:
     assert prompts(workspace, words="honey") == []
     assert scalar(workspace.store.db, "SELECT count(*) FROM in_force") == 0
     workspace.store.db.execute("INSERT INTO search (search) VALUES ('integrity-check')")
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_words_of_an_import_are_indexed_once_and_in_step(tmp_path: Path, on_error: str) -> None:
+    """Rankings that are taken over by later ones of the same person, in the same batch and from before it."""
+    workspace = open_workspace(tmp_path / "w", MODEL, seed_file=None)
+    store, file = workspace.store, tmp_path / "f.jsonl"
+    base = {"prompt": "Which?", "completions": ["x", "y"], "annotator": "ann"}
+    said = [{"ranks": [1, 2], "comment": "marmalade"}, {"ranks": [2, 1], "comment": "honey"}]
+    for batch, found in (
+        (said, {"marmalade": 0, "honey": 1}),
+        ([{"ranks": [1, 1], "comment": "butter"}], {"honey": 0, "butter": 1}),
+    ):
+        file.write_text("".join(json.dumps(base | more) + "\n" for more in batch))
+        import_file(store, file, local_owner(store), on_error=on_error)
+        assert {word: len(prompts(workspace, words=word)) for word in found} == found
+        store.db.execute("INSERT INTO search (search) VALUES ('integrity-check')")
+        assert scalar(store.db, "SELECT count(*) FROM unindexed") == 0
+
+    def indexed(word: str) -> int:
+        return int(scalar(store.db, "SELECT count(*) FROM search WHERE search MATCH ?", [word]))
+
+    assert [indexed(word) for word in ("marmalade", "honey", "butter")] == [0, 0, 1]
+
+    def say(db: Database, comment: str) -> None:
+        rankings.record_ranking(db, ensure_user(db, "ann"), 1, [2, 1], comment=comment, source="api", event_id=new_id())
+
+    with store.write() as db, search.indexed_together(db):
+        say(db, "jam")
+        say(db, "toast")
+        assert [indexed(word) for word in ("butter", "jam", "toast")] == [0, 0, 0], "at the end"
+    assert [indexed(word) for word in ("jam", "toast")] == [0, 1]
+    # nothing of what fails stays behind, and words are indexed one by one again
+    with pytest.raises(ZeroDivisionError), store.write() as db, search.indexed_together(db):
+        raise ZeroDivisionError
+    with store.write() as db:
+        say(db, "crumbs")
+        assert indexed("crumbs") == 1
+    assert indexed("toast") == 0
 
 
 def test_a_lead_takes_a_ranking_back_with_a_reason(tmp_path: Path) -> None:
